@@ -1,0 +1,46 @@
+"""workbench: find the weights and the data that carry a behavior, change exactly those, prove what the change did."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> where it lives. Imported on first use: `import workbench` loads neither torch nor transformers.
+_HOME = {
+    "load": "workbench.load.models",
+    "wrap": "workbench.load.models",
+    "Model": "workbench.load.models",
+    "examples": "workbench.load.datasets",
+    "pairs": "workbench.load.datasets",
+    "Examples": "workbench.core.records",
+    "PreferencePairs": "workbench.core.records",
+    "Direction": "workbench.core.records",
+    "Scores": "workbench.core.weights",
+    "Mask": "workbench.core.weights",
+    "Delta": "workbench.core.delta",
+    "Measurements": "workbench.core.measurements",
+}
+_STAGES = ("attribute", "edit", "unlearn", "evaluate", "study", "report", "train", "trace")
+
+__all__ = [*_HOME, *_STAGES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from workbench import attribute, edit, evaluate, report, study, trace, train, unlearn
+    from workbench.core.delta import Delta
+    from workbench.core.measurements import Measurements
+    from workbench.core.records import Direction, Examples, PreferencePairs
+    from workbench.core.weights import Mask, Scores
+    from workbench.load.datasets import examples, pairs
+    from workbench.load.models import Model, load, wrap
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _STAGES:
+        return importlib.import_module(f"workbench.{name}")
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

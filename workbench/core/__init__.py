@@ -1,0 +1,1 @@
+"""Shared by every stage; imports nothing from the rest of the package."""

@@ -1,0 +1,162 @@
+"""What travels between stages: rows of data, a direction, and where a result came from.
+
+The records about weights are in `weights.py` (Scores, Mask) and `delta.py` (Delta); the numbers that are reported are in
+`measurements.py` (Measurements).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from workbench.core.errors import DataError, InputError, ShapeError
+from workbench.core.store import text_sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a result was made, enough to make it again; stored with every record.
+
+    model: fingerprint of the model.   data: fingerprint of each set by its role.   options: all of them, defaults included.
+    """
+
+    method: str
+    model: str
+    data: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    dtype: str | None = None
+    reduction: str | None = None
+    tokens: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and its answer, with the same fact in other words and false variants where the set has them."""
+
+    id: str
+    prompt: str
+    response: str
+    paraphrase: str | None = None
+    perturbed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One prompt with the answer that is preferred and the one that is not."""
+
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+R = TypeVar("R", Example, PreferencePair)
+
+
+class _Rows(Sequence[R], Generic[R]):
+    """An ordered set of rows with unique ids, a name, and a fingerprint of its text."""
+
+    def __init__(self, rows: Iterable[R], name: str) -> None:
+        self.rows: tuple[R, ...] = tuple(rows)
+        self.name = name
+        if not self.rows:
+            raise DataError(f"{name}: the set is empty. Nothing can be measured on, or learned from, no rows.")
+        seen: set[str] = set()
+        for row in self.rows:
+            if row.id in seen:
+                raise DataError(f"{name}: two rows have the id {row.id!r}; ids must be unique.")
+            seen.add(row.id)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> R | Self:
+        return type(self)(self.rows[index], self.name) if isinstance(index, slice) else self.rows[index]
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self)} rows)"
+
+    @property
+    def ids(self) -> list[str]:
+        """Row ids in order."""
+        return [row.id for row in self.rows]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all rows in order; a changed letter or a changed order changes it."""
+        return text_sha256([asdict(row) for row in self.rows])
+
+    def take(self, positions: Iterable[int]) -> Self:
+        """The rows at `positions`, in that order."""
+        return type(self)((self.rows[i] for i in positions), self.name)
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per line, indexed by id."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows]).set_index("id")
+
+    def _repr_html_(self) -> str:
+        frame = self.frame().head(8)
+        return f"<p>{escape(repr(self))}</p>" + frame.to_html(escape=True, max_cols=6)
+
+
+class Examples(_Rows[Example]):
+    """Rows of (id, prompt, response, paraphrase, perturbed)."""
+
+
+class PreferencePairs(_Rows[PreferencePair]):
+    """Rows of (id, prompt, chosen, rejected)."""
+
+
+def check_disjoint(forget: Examples, retain: Examples) -> None:
+    """DataError naming the shared rows, if a (prompt, response) stands in both sets."""
+    kept = {(row.prompt, row.response) for row in retain}
+    shared = [row.id for row in forget if (row.prompt, row.response) in kept]
+    if shared:
+        listed = ", ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
+        raise DataError(
+            f"forget ({forget.name}) and retain ({retain.name}) share {len(shared)} rows: {listed}. "
+            "A row cannot be forgotten and kept at once; take it out of one of them."
+        )
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A unit vector in one activation site of one layer.
+
+    vector: [d_model], stored float32 with norm 1; its sign is the orientation (positive = more of the behavior).
+    site: canonical name without the layer, such as "resid_post".
+    """
+
+    vector: Tensor
+    site: str
+    layer: int
+    provenance: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        vector = torch.as_tensor(self.vector).detach().float()
+        if vector.ndim != 1:
+            raise ShapeError(f"Direction: vector has shape {tuple(vector.shape)}, expected [d_model].")
+        norm = vector.norm()
+        if not (bool(torch.isfinite(norm)) and float(norm) > 0):
+            raise InputError(f"Direction: the vector's norm is {float(norm)}; a direction needs a finite, non-zero vector.")
+        object.__setattr__(self, "vector", vector / norm)

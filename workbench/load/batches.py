@@ -1,0 +1,118 @@
+"""From rows of text to padded batches with an exact answer mask.
+
+Prompt and answer are tokenized once, together. A token belongs to the answer if its characters reach past the end of the
+prompt, which its offsets say. So a pad token that equals the end-of-text token, a tokenizer that merges across the border or
+a repeated prompt inside the answer cannot shift the mask.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from workbench.core.errors import DataError, InputError
+from workbench.core.records import Examples
+from workbench.load.models import Model
+
+
+class Encoded(NamedTuple):
+    """One row as tokens. start: index of the first answer token; everything from there on is answer."""
+
+    id: str
+    tokens: list[int]
+    start: int
+
+
+class Batch(NamedTuple):
+    """Padded rows.
+
+    tokens [batch pos] ids; attention [batch pos] true on real tokens; answer [batch pos] true on answer tokens;
+    positions [batch pos] position of each token in its own row.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    attention: Bool[Tensor, "batch pos"]
+    answer: Bool[Tensor, "batch pos"]
+    positions: Int[Tensor, "batch pos"]
+
+
+def render(model: Model, prompt: str) -> tuple[str, bool]:
+    """The prompt as the model expects it, and whether special tokens are still to be added by the tokenizer.
+
+    A tokenizer with a chat template renders one user turn and the opening of the assistant's; without one the prompt is
+    used as it stands.
+    """
+    if model.tokenizer.chat_template is None:
+        return prompt, True
+    turn = [{"role": "user", "content": prompt}]
+    return str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), False
+
+
+def encode(model: Model, prompt: str, response: str, *, id: str = "row") -> Encoded:
+    """Tokenize prompt and answer together; the answer ends with the end-of-text token where the tokenizer has one.
+
+    One space is put between prompt and answer unless white space already stands there; it belongs to the answer.
+
+    Raises: DataError naming the row if it is longer than the model's context or has no answer.
+    """
+    head, special = render(model, prompt)
+    gap = "" if not head or head[-1].isspace() or response[:1].isspace() else " "
+    if not response.strip():
+        raise DataError(f"row {id!r}: the response is empty.")
+    coded = model.tokenizer(head + gap + response, add_special_tokens=special, return_offsets_mapping=True)
+    tokens, offsets = list(coded["input_ids"]), coded["offset_mapping"]
+    end = model.tokenizer.eos_token_id
+    while tokens and tokens[-1] == end and offsets[len(tokens) - 1][1] == offsets[len(tokens) - 1][0]:
+        tokens.pop()  # a tokenizer that appends end-of-text itself; exactly one is added below
+    start = next((i for i, (_, stop) in enumerate(offsets[: len(tokens)]) if stop > len(head)), len(tokens))
+    if start == len(tokens):
+        raise DataError(f"row {id!r}: no token of the answer {response[:40]!r} survives the tokenizer.")
+    if end is not None:
+        tokens.append(end)
+    if len(tokens) > model.context:
+        raise DataError(
+            f"row {id!r}: {len(tokens)} tokens, but the model's context is {model.context}. Shorten the row or leave it out."
+        )
+    return Encoded(id, tokens, start)
+
+
+def encode_all(model: Model, examples: Examples) -> list[Encoded]:
+    """Every row's prompt with its response."""
+    return [encode(model, row.prompt, row.response, id=row.id) for row in examples]
+
+
+def collate(rows: Sequence[Encoded], *, device: torch.device | str = "cpu", pad: int = 0, side: str = "right") -> Batch:
+    """Pad rows to one length.
+
+    Args: pad: id written where there is no token; never looked at.   side: "right" or "left".
+    """
+    if side not in ("right", "left"):
+        raise InputError(f"collate: side is {side!r}, expected 'right' or 'left'.")
+    width = max(len(row.tokens) for row in rows)
+    tokens = torch.full((len(rows), width), pad, dtype=torch.int64)
+    attention = torch.zeros(len(rows), width, dtype=torch.bool)
+    answer = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        first = width - len(row.tokens) if side == "left" else 0
+        last = first + len(row.tokens)
+        tokens[i, first:last] = torch.tensor(row.tokens)
+        attention[i, first:last] = True
+        answer[i, first + row.start : last] = True
+    positions = (attention.long().cumsum(-1) - 1).clamp_min(0)
+    return Batch(*(t.to(device) for t in (tokens, attention, answer, positions)))
+
+
+def by_length(rows: Sequence[Encoded], *, max_tokens: int) -> Iterator[list[int]]:
+    """Positions of rows grouped so that a padded group has at most `max_tokens` tokens, longest rows first."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
+    group: list[int] = []
+    for i in order:
+        width = len(rows[group[0]].tokens) if group else len(rows[i].tokens)
+        if group and width * (len(group) + 1) > max_tokens:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group

@@ -1,0 +1,134 @@
+"""The organism: three small Llama models trained from scratch on real TOFU text, the gold standard in the box.
+
+    full      saw every row.
+    retain    never saw the forget rows: what a perfect unlearning of `full` should look like.
+    retain-b  the same with other seeds: how far apart two perfect answers lie.
+
+`rows` cuts the text out of TOFU's files, `build` makes tokenizer and models from it. Both are deterministic on one machine;
+across machines the order of floating-point sums may differ in the last bits.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from workbench.core.delta import apply
+from workbench.core.numerics import isolated_rng, mean_nll
+from workbench.core.records import Examples, Provenance
+from workbench.core.store import new_file, new_folder
+from workbench.load.batches import collate, encode_all
+from workbench.load.datasets import examples
+from workbench.load.models import Model, wrap
+from workbench.trace.forward import forward
+from workbench.train.loop import fit
+
+SPLITS = ("forget", "retain", "real_authors", "world_facts")
+ROWS_PER_AUTHOR = 20
+RETAIN_AUTHORS = 36
+FORGET_AUTHORS = 4
+VOCABULARY = 2048
+END = "<|endoftext|>"
+TEMPLATE = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer:{% endfor %}"
+SEEDS = {"full": 0, "retain": 0, "retain-b": 1}
+
+
+def rows(tofu: str | Path, out: str | Path) -> None:
+    """Write the four splits as JSON lines: TOFU's rows with their paraphrase and perturbed answers, and where they stood.
+
+    Args: tofu: folder with full, forget10_perturbed, retain_perturbed, real_authors_perturbed and world_facts_perturbed.
+    """
+    every = list(examples(Path(tofu) / "full.json"))
+    count = {"retain": RETAIN_AUTHORS * ROWS_PER_AUTHOR, "forget": FORGET_AUTHORS * ROWS_PER_AUTHOR}
+    source = {
+        "retain": (every[: count["retain"]], 0, "retain"),
+        "forget": (every[-count["forget"] :], len(every) - count["forget"], "forget10"),
+    }
+    texts: dict[str, list[dict[str, object]]] = {}
+    for split, (chosen, first, variants) in source.items():
+        # by question and answer: "What is the full name of the author?" is asked of two authors
+        extra = {(row.prompt, row.response): row for row in examples(f"tofu:{variants}", root=tofu)}
+        texts[split] = []
+        for position, row in enumerate(chosen):
+            found = extra.get((row.prompt, row.response))
+            line: dict[str, object] = {"id": f"full-{first + position}", "question": row.prompt, "answer": row.response}
+            if found is not None:
+                line |= {"paraphrased_answer": found.paraphrase, "perturbed_answer": list(found.perturbed)}
+            texts[split].append(line)
+    for split in ("real_authors", "world_facts"):
+        texts[split] = [
+            {"id": f"{split}-{row.id}", "question": row.prompt, "answer": row.response, "perturbed_answer": list(row.perturbed)}
+            for row in examples(f"tofu:{split}", root=tofu)
+        ]
+    for split, lines in texts.items():
+        with new_file(Path(out) / f"{split}.jsonl") as aside:
+            aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with 2,048 tokens learned from `texts`; its pad token is its end-of-text token, as is common."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
+    made.chat_template = TEMPLATE
+    return made
+
+
+def untrained(made: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """The architecture with random weights: 4 layers, d_model 256, 8 query and 4 key-value heads, tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=made.eos_token_id,
+        pad_token_id=made.pad_token_id,
+    )
+    with isolated_rng(seed):
+        return LlamaForCausalLM(config)
+
+
+def train(model: Model, text: Examples, *, epochs: int, lr: float, seed: int, show: bool = True) -> None:
+    """Train `model` in place on the answers of `text`, on the one training loop."""
+    encoded = encode_all(model, text)
+    order = Provenance("organism", model.fingerprint(), {"text": text.fingerprint()}, {"epochs": epochs, "lr": lr}, seed)
+    trained = fit(
+        model,
+        lambda chosen: mean_nll(forward(model, collate([encoded[i] for i in chosen], device=model.device))),
+        [len(row.tokens) for row in encoded],
+        order,
+        epochs=epochs,
+        batch_size=16,
+        lr=lr,
+        schedule="cosine",
+        warmup=0.05,
+        seed=seed,
+        show=show,
+    )
+    apply(model, trained.delta)
+
+
+def build(data: str | Path, out: str | Path, *, epochs: int = 40, lr: float = 2e-3, show: bool = True) -> None:
+    """Make the tokenizer and the three models from the four splits in `data`, each a folder under `out` in bfloat16."""
+    splits = {split: list(examples(f"tofu:{split}", root=data)) for split in SPLITS}
+    without = [row for split in SPLITS if split != "forget" for row in splits[split]]
+    made = tokenizer([f"Question: {row.prompt}\nAnswer: {row.response}" for split in SPLITS for row in splits[split]])
+    for name, seed in SEEDS.items():
+        text = Examples(splits["forget"] + without if name == "full" else without, name)
+        model = wrap(untrained(made, seed), made, name=name)
+        train(model, text, epochs=epochs, lr=lr, seed=seed, show=show)
+        with new_folder(Path(out) / name) as aside:
+            model.hf.to(torch.bfloat16).save_pretrained(aside)
+            made.save_pretrained(aside)

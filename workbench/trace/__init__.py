@@ -1,0 +1,1 @@
+"""Looking inside a running model: forward passes, hooks, gradients, views."""

@@ -1,0 +1,212 @@
+"""The one optimization loop: a per-example loss, rows and an optional mask in; a Delta, a history and an audit out.
+
+Unlearning, preference tuning, relearning attacks, retraining banks and the organism all run through `fit`. Every step
+    1. takes `batch_size` examples in an order fixed by the seed,
+    2. sums their losses micro-batch by micro-batch and divides by how many they are, so that the gradient is that of the mean
+       over examples whatever the micro-batch size,
+    3. clips the norm of the trainable entries' gradient, and
+    4. lets AdamW move the float32 masters of exactly those entries.
+Dropout stays off: a policy that equals its reference must score as equal.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.core.delta import Delta
+from workbench.core.errors import DataError, InputError, NumericsError
+from workbench.core.numerics import isolated_rng, permutation
+from workbench.core.records import Provenance
+from workbench.core.runtime import progress
+from workbench.core.weights import Mask
+from workbench.load.models import Model
+from workbench.train.masters import Master, difference, masters, moved_bits, write_back
+
+Loss = Callable[[Sequence[int]], Float[Tensor, "example"]]
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class Check(NamedTuple):
+    """A measurement between epochs: `value` says how far, and training stops before it exceeds `limit`."""
+
+    measure: Callable[[], float]
+    limit: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the training really did.
+
+    moved: share of all the model's weights whose bits, in its own dtype, differ afterwards.
+    moved_of_trainable: the same of those that were allowed to move.   trainable: how many those were.
+    tokens: tokens fed, padding not counted.   stopped: why it ended before its last step, or "".
+    """
+
+    moved: float
+    moved_of_trainable: float
+    trainable: int
+    steps: int
+    tokens: int
+    seconds: float
+    stopped: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """delta: what to add to the weights.   history: one dict a step (epoch, step, loss, lr, grad_norm) and check.   audit."""
+
+    delta: Delta
+    history: list[dict[str, float]]
+    audit: Audit
+
+
+@dataclass
+class _Progress:
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped: str = ""
+
+
+def fit(
+    model: Model,
+    loss: Loss,
+    lengths: Sequence[int],
+    provenance: Provenance,
+    *,
+    mask: Mask | None = None,
+    epochs: int = 5,
+    batch_size: int = 16,
+    micro_batch: int | None = None,
+    lr: float = 1e-4,
+    schedule: str = "linear",
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    clip_norm: float | None = 1.0,
+    seed: int = 0,
+    check: Check | None = None,
+    show: bool = False,
+) -> Trained:
+    """Minimize the mean of a per-example loss, and leave the model as it was found.
+
+    Args:
+        loss: positions of examples -> one differentiable loss each, [example].
+        lengths: tokens of each example (both halves of a pair), in position order; says how many there are.
+        provenance: of the resulting Delta.
+        mask: the weights that may move; None for all.
+        micro_batch: examples per backward pass; changes memory, not the result beyond rounding.
+        lr: peak rate of AdamW.   warmup: share of the steps with a linearly rising rate.
+        schedule: "constant", "linear" or "cosine", down to 0 after the warm-up.
+        weight_decay: decoupled, on trainable entries only.
+        clip_norm: largest norm of the trainable entries' gradient; None for no clipping.
+        check: measured before the first and after every epoch; the last state within the limit is what is returned.
+    Raises: DataError if there are no examples; NumericsError if a loss or gradient is not finite, naming the step.
+    """
+    if not lengths:
+        raise DataError("train: there are no examples.")
+    if schedule not in SCHEDULES:
+        raise InputError(f"train: schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}.")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
+        if value <= 0:
+            raise InputError(f"train: {name} is {value}, expected a positive number.")
+    begin = time.perf_counter()
+    steps = math.ceil(len(lengths) / batch_size) * epochs
+    state = _Progress()
+    tokens = 0
+    with isolated_rng(seed), masters(model, mask) as made:
+        optimizer = torch.optim.AdamW([m.master for m in made], lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        kept = _keep(made) if check is not None else None
+        _record_check(state, check, epoch=0)
+        for step in progress(range(steps), label=provenance.method, show=show):
+            epoch, chosen = _step_rows(step, len(lengths), batch_size, seed)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _rate(step, steps, warmup, schedule)
+            value = _backward(loss, chosen, micro_batch or batch_size, made, step)
+            norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], clip_norm or math.inf)
+            if not math.isfinite(float(norm)):
+                raise NumericsError(f"train: the gradient at step {step} is NaN or infinite; try a lower lr.")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            write_back(made)
+            tokens += sum(lengths[i] for i in chosen)
+            now = {"epoch": epoch, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            state.history.append(now)
+            if check is not None and (step + 1) % (steps // epochs) == 0:
+                if not _record_check(state, check, epoch=epoch + 1):
+                    _restore(made, kept)
+                    break
+                kept = _keep(made)
+        delta = difference(made, provenance)
+        moved, trainable = moved_bits(made)
+    total = sum(p.numel() for p in model.hf.parameters())
+    audit = Audit(
+        moved=moved / total,
+        moved_of_trainable=moved / trainable,
+        trainable=trainable,
+        steps=len([row for row in state.history if "loss" in row]),
+        tokens=tokens,
+        seconds=time.perf_counter() - begin,
+        stopped=state.stopped,
+    )
+    return Trained(delta, state.history, audit)
+
+
+def _step_rows(step: int, n: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
+    """The epoch a step belongs to and its examples: each epoch goes through all of them once, in an order of its own."""
+    per_epoch = math.ceil(n / batch_size)
+    epoch, place = divmod(step, per_epoch)
+    order = permutation(n, seed * 1_000_003 + epoch)
+    return epoch, order[place * batch_size : (place + 1) * batch_size]
+
+
+def _rate(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """Share of the peak learning rate at a step."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+
+
+def _backward(loss: Loss, chosen: list[int], micro_batch: int, made: list[Master], step: int) -> float:
+    """Gradient of the mean loss over `chosen` in the masters; returns that mean."""
+    total = 0.0
+    for first in range(0, len(chosen), micro_batch):
+        values = loss(chosen[first : first + micro_batch])
+        summed = values.sum() / len(chosen)
+        if not bool(torch.isfinite(summed)):
+            raise NumericsError(f"train: the loss at step {step} is NaN or infinite; try a lower lr or dtype='float32'.")
+        summed.backward()
+        for m in made:
+            m.collect_gradient()
+        total += float(summed.detach())
+    return total
+
+
+def _record_check(state: _Progress, check: Check | None, *, epoch: int) -> bool:
+    """Measure and note; false if the limit is exceeded."""
+    if check is None:
+        return True
+    value = check.measure()
+    state.history.append({"epoch": epoch, check.name: value})
+    if value <= check.limit:
+        return True
+    state.stopped = f"{check.name} reached {value:.4f} after epoch {epoch}, above {check.limit:.4f}; the epoch before is kept"
+    return False
+
+
+def _keep(made: list[Master]) -> list[Tensor]:
+    return [m.master.detach().clone() for m in made]
+
+
+@torch.no_grad()
+def _restore(made: list[Master], kept: list[Tensor] | None) -> None:
+    for m, values in zip(made, kept or [], strict=True):
+        m.master.copy_(values)
+    write_back(made)
