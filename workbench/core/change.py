@@ -7,7 +7,7 @@ and which tensors to save. `smallest` picks the smallest form for a given differ
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, Self
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,10 @@ from torch import Tensor
 from workbench.core.errors import InputError, ShapeError, unknown
 
 
+C = TypeVar("C", bound="Along")
+
+
+@runtime_checkable
 class Change(Protocol):
     """What every form can do. shape: of the whole parameter."""
 
@@ -25,7 +29,7 @@ class Change(Protocol):
     def n_touched(self) -> int: ...
     def dense(self) -> Tensor: ...
     def norm(self) -> float: ...
-    def scaled(self, factor: float) -> Self: ...
+    def scaled(self, factor: float) -> "Change": ...
     def add_to(self, weight: Tensor) -> None: ...
     def put_back(self, weight: Tensor, kept: Tensor) -> None: ...
     def tensors(self) -> dict[str, Tensor]: ...
@@ -67,7 +71,7 @@ class Along:
     def norm(self) -> float:
         return float(self.values.double().norm())
 
-    def scaled(self, factor: float) -> Self:
+    def scaled(self: C, factor: float) -> C:
         return type(self)(self.index, self.values * factor, self.shape)
 
     def at(self, weight: Tensor) -> Tensor:
@@ -144,8 +148,8 @@ class LowRank:
         left, right = self.left.double(), self.right.double()
         return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
 
-    def scaled(self, factor: float) -> Self:
-        return type(self)(self.left * factor, self.right, self.shape)
+    def scaled(self, factor: float) -> "LowRank":
+        return LowRank(self.left * factor, self.right, self.shape)
 
     def add_to(self, weight: Tensor) -> None:
         weight.copy_(_wide(weight) + self.left.to(weight.device) @ self.right.to(weight.device))
@@ -180,8 +184,8 @@ class Dense:
     def norm(self) -> float:
         return float(self.values.double().norm())
 
-    def scaled(self, factor: float) -> Self:
-        return type(self)(self.values * factor)
+    def scaled(self, factor: float) -> "Dense":
+        return Dense(self.values * factor)
 
     def add_to(self, weight: Tensor) -> None:
         weight.copy_(_wide(weight) + self.values.to(weight.device))

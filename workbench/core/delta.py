@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,10 +27,7 @@ from workbench.core.records import Provenance
 from workbench.core.store import load_tensors, new_folder, save_tensors, tensor_sha256, text_sha256
 from workbench.core.weights import layer_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
+@runtime_checkable
 class HasWeights(Protocol):
     """What a Delta needs of a model: the HF module, its tokenizer, its fingerprint, and the ledger of applied edits."""
 
@@ -116,17 +113,29 @@ class Delta:
         options = {"of": [self.provenance.as_dict(), other.provenance.as_dict()]}
         return Delta(changes, Provenance("compose", self.provenance.model, options=options))
 
-    def by_tensor(self, model: HasWeights) -> "pd.DataFrame":
-        """Per tensor: weights touched, ||change||, ||W||, their ratio (norms accumulated in float64)."""
-        import pandas as pd
+    def by_layer(self, model: HasWeights) -> list[dict[str, Any]]:
+        """Per layer of the model, changed or not: layer, delta_norm, weight_norm and ratio = ||Delta|| / ||W||.
 
-        parameters = _parameters(model, self)
-        rows = []
-        for name, change in self.changes.items():
-            weight = float(parameters[name].detach().double().norm())
-            size = change.norm()
-            rows.append((name, layer_of(name), change.n_touched, size, weight, size / weight if weight else float("inf")))
-        return pd.DataFrame(rows, columns=["parameter", "layer", "touched", "delta_norm", "weight_norm", "ratio"])
+        Norms are over all tensors of the layer, accumulated in float64. A tensor outside the layers stands by itself.
+        """
+        _parameters(model, self)
+        squares: dict[str, list[float]] = {}
+        for name, weight in model.hf.named_parameters():
+            pair = squares.setdefault(layer_of(name), [0.0, 0.0])
+            pair[0] += self.changes[name].norm() ** 2 if name in self.changes else 0.0
+            pair[1] += float(weight.detach().double().square().sum())
+        return [
+            {"layer": layer, "delta_norm": d**0.5, "weight_norm": w**0.5, "ratio": (d / w) ** 0.5 if w else 0.0}
+            for layer, (d, w) in squares.items()
+        ]
+
+    def moved(self, model: HasWeights) -> float:
+        """Share of all the model's weights whose bits, in its own dtype, differ once this is applied."""
+        with applied(model, self):
+            parameters = _parameters(model, self)
+            before = model.ledger[-1].overwritten
+            changed = sum(int((touched(c, parameters[n].data) != before[n]).sum()) for n, c in self.changes.items())
+        return changed / sum(p.numel() for p in model.hf.parameters())
 
     def _repr_html_(self) -> str:
         rows = "".join(

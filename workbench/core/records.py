@@ -7,7 +7,7 @@ The records about weights are in `weights.py` (Scores, Mask) and `delta.py` (Del
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class PreferencePair:
 
 
 R = TypeVar("R", Example, PreferencePair)
+S = TypeVar("S", bound="_Rows")  # pyright: ignore[reportMissingTypeArgument]
 
 
 class _Rows(Sequence[R], Generic[R]):
@@ -85,8 +86,8 @@ class _Rows(Sequence[R], Generic[R]):
     @overload
     def __getitem__(self, index: int) -> R: ...
     @overload
-    def __getitem__(self, index: slice) -> Self: ...
-    def __getitem__(self, index: int | slice) -> R | Self:
+    def __getitem__(self: S, index: slice) -> S: ...
+    def __getitem__(self, index: int | slice) -> Any:
         return type(self)(self.rows[index], self.name) if isinstance(index, slice) else self.rows[index]
 
     def __iter__(self) -> Iterator[R]:
@@ -104,7 +105,7 @@ class _Rows(Sequence[R], Generic[R]):
         """SHA-256 over all rows in order; a changed letter or a changed order changes it."""
         return text_sha256([asdict(row) for row in self.rows])
 
-    def take(self, positions: Iterable[int]) -> Self:
+    def take(self: S, positions: Iterable[int]) -> S:
         """The rows at `positions`, in that order."""
         return type(self)((self.rows[i] for i in positions), self.name)
 

@@ -55,16 +55,13 @@ def plan_memory(job: str, needed: int, device: torch.device, *, cure: str) -> No
 
 def progress(items: Sequence[T] | Iterable[T], *, label: str, total: int | None = None, show: bool = True) -> Iterable[T]:
     """Iterate with a bar that shows the time left; nothing is drawn where the output is no terminal."""
-    if not show:
-        yield from items
-        return
-    with progress_bar() as bar:
+    with progress_bar(show=show) as bar:
         yield from bar.track(items, description=label, total=total)
 
 
 @contextmanager
-def progress_bar() -> Iterator[Any]:
-    """A rich progress bar on standard error with elapsed time and time left."""
+def progress_bar(*, show: bool = True) -> Iterator[Any]:
+    """A rich progress bar on standard error with elapsed time and time left; silent without `show`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -76,7 +73,7 @@ def progress_bar() -> Iterator[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bar:
         yield bar
 
 

@@ -61,7 +61,7 @@ def high_histogram(tensors: Iterable[Tensor]) -> Tensor:
     counts = torch.zeros(_BINS, dtype=torch.int64)
     for tensor in tensors:
         if bool(torch.isnan(tensor).any()):
-            raise NumericsError("top-k: the scores hold NaN; the first cause is usually a NaN gradient.")
+            raise NumericsError("top-k: the scores hold NaN.")
         for key in _keys([tensor]):
             counts += _histogram((key >> 16).add_(_BINS // 2)).cpu()
     return counts

@@ -1,8 +1,9 @@
 """TransformerLens' knowledge of an architecture, asked without touching the model.
 
-The adapter of an architecture is a tree of components: `blocks` → `mlp` → `out`, each with the name of the Hugging Face
-module it stands for, and aliases that say where a hook such as `hook_attn_out` lies (Gemma-2: after the norm that follows
-attention). We read this tree and call the adapter's weight splitters; its `prepare_model`, which rewires, is never called.
+The adapter of an architecture is a tree of components, `blocks` → `mlp` → `out`, each with the name of the Hugging
+Face module it stands for, and aliases that say where a hook such as `hook_attn_out` lies (Gemma-2: after the norm that
+follows attention). We read this tree and call the adapter's weight splitters, and never its `prepare_model`, which
+rewires the model it is given.
 """
 
 import copy
@@ -16,7 +17,7 @@ from workbench.core.errors import ModelError, missing_package
 
 
 class Fusion(NamedTuple):
-    """Several projections in one HF module: its name in the parent, the adapter's splitter, what the splitter returns."""
+    """Several projections in one HF module: its name in the parent, the adapter's splitter, and what that returns."""
 
     attribute: str
     split: Callable[[Any], Sequence[nn.Module]]
@@ -36,7 +37,8 @@ def build_adapter(hf: PreTrainedModel) -> Any:
     Args:
         hf: the plain model; only its class name, config and dtype are read.
     Returns: a `transformer_lens` ArchitectureAdapter.
-    Raises: ModelError if TransformerLens has no adapter for this architecture, or the model is wrapped (PEFT, a bridge).
+    Raises: ModelError if TransformerLens has no adapter for this architecture, or if the model is wrapped (PEFT, a
+        bridge); MissingPackageError without transformer-lens.
     """
     try:
         from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
@@ -52,14 +54,14 @@ def build_adapter(hf: PreTrainedModel) -> Any:
         architecture = determine_architecture_from_hf_config(config)
     except ValueError as error:
         raise ModelError(
-            f"sites: TransformerLens has no adapter for {name} (model_type {hf.config.model_type!r}), so sites, neurons and "
-            "heads have no names here. What works by HF parameter name still does: weight scores, masks, deltas, training, "
-            "evaluation. To add one, ArchitectureAdapterFactory.register_adapter takes your own adapter."
+            f"sites: TransformerLens has no adapter for {name} (model_type {hf.config.model_type!r}), so sites, "
+            "neurons and heads have no names here. What works by HF parameter name still does: weight scores, masks, "
+            "deltas, training, evaluation. ArchitectureAdapterFactory.register_adapter in transformer_lens adds one."
         ) from error
     adapter = ArchitectureAdapterFactory.select_architecture_adapter(
         build_bridge_config_from_hf(config, architecture, name, hf.dtype)
     )
-    blocks = adapter.components["blocks"].name
+    blocks = str(adapter.components["blocks"].name)
     if not has_module(hf, blocks):
         raise ModelError(
             f"sites: {name} has no module {blocks!r}, where the {architecture} adapter expects the layers. "
@@ -80,12 +82,12 @@ def has_module(hf: PreTrainedModel, path: str) -> bool:
 def find(adapter: Any, parts: list[str], layer: int | None) -> Component | None:
     """Walk the adapter's tree, e.g. ["mlp", "out"] in layer 2 → model.layers.2.mlp.down_proj.
 
-    The same walk as `adapter.translate_transformer_lens_path("blocks.2.mlp.out")`, but it also returns the components and
-    does not rewrite parts of names it does not know (".b" and ".w" vanish there).
+    The same walk as `adapter.translate_transformer_lens_path("blocks.2.mlp.out")`, but it also returns the component
+    and does not rewrite names it does not know (".b" and ".w" vanish there).
 
     Args:
         adapter: from `build_adapter`.
-        parts: component names below the block, or below the root when `layer` is None; may be empty for the block itself.
+        parts: component names below the block, or below the root when `layer` is None; empty for the block itself.
         layer: index of the block, or None for the root.
     Returns: the component, or None if the architecture has none of this name.
     """
@@ -104,7 +106,7 @@ def find(adapter: Any, parts: list[str], layer: int | None) -> Component | None:
 
 
 def fusion(owner: Component, part: str) -> Fusion | None:
-    """How `part` ("q", "k", "v", "gate", "in") is fused with its neighbours inside `owner`; None if it is a module itself."""
+    """How `part` ("q", "k", "v", "gate", "in") is fused with others inside `owner`; None if it is a module itself."""
     split_qkv = getattr(owner.bridge, "split_qkv_matrix", None)
     if part in ("q", "k", "v") and split_qkv is not None:
         return Fusion(owner.bridge.submodules["qkv"].name, split_qkv, ("q", "k", "v"))

@@ -1,6 +1,8 @@
 """From a folder, a hub id or a live Hugging Face model to a Model."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from workbench.core.delta import Applied
 from workbench.core.errors import MismatchError, ModelError
@@ -72,7 +75,7 @@ class Model:
 
     @property
     def d_mlp(self) -> int:
-        return self.sites.value_vectors(0).read(self.hf).shape[0]
+        return len(self.sites.value_vectors(0).indices())
 
     @property
     def d_vocab(self) -> int:
@@ -171,14 +174,27 @@ def load(
     asked = {"trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name, **asked)
-        hf = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=want, use_safetensors=None if allow_pickle else True, **asked
-        )
+        with _quiet():
+            hf = AutoModelForCausalLM.from_pretrained(
+                name, config=config, dtype=want, use_safetensors=None if allow_pickle else True, **asked
+            )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **asked)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_explain(name, error)) from error
     _check_weights(hf, name)
     return Model(hf.to(place), tokenizer, name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar for reading shards, which would tear our own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_source(name: str, *, allow_pickle: bool) -> None:

@@ -1,15 +1,16 @@
 """Canonical names (TransformerLens') ↔ Hugging Face modules, weight rows, columns and heads.
 
     blocks.2.resid_pre, .resid_mid, .resid_post    the residual stream before, between and after attention and MLP
-    blocks.2.attn_out, .mlp_out                    what attention and MLP add to it (Gemma-2: after the norm behind them)
+    blocks.2.attn_out, .mlp_out                    what attention and MLP add to it (Gemma-2: after the norms behind)
     blocks.2.mlp_in                                what the rows of the MLP read: after the norm and its gain
     blocks.2.attn.hook_z                           what the heads hand to the output projection, heads side by side
     blocks.2.mlp.pre, .pre_linear, .post           gate before its activation; up (gated MLPs); value coefficients
     embed, ln_final, unembed                       outputs of these modules (unembed: before Gemma-2's softcap)
 
 Also understood: TransformerLens' hook names (`blocks.2.hook_resid_post`, `blocks.2.mlp.hook_post`) and its components
-(`blocks.2.mlp.out` is the down-projection; as a site, its output). Which module a name means is TransformerLens' answer for
-the architecture (`load/adapters.py`); where weights lie inside a module is `load/weights.py`.
+(`blocks.2.mlp.out` is the down-projection; as a site, its output). Which module a name means is TransformerLens' answer
+for the architecture (`load/adapters.py`); where weights lie inside a module is `load/weights.py`. Activations have the
+shape they have in Hugging Face: hook_z is [batch pos n_heads*d_head], where TransformerLens splits the last axis.
 """
 
 import re
@@ -43,8 +44,9 @@ _TOP_SITES = {
     "ln_final": ("ln_final.hook_out", "batch pos d_model"),
     "unembed": ("unembed.hook_out", "batch pos d_vocab"),
 }
+_NEURON_SITES = ("mlp.pre", "mlp.pre_linear", "mlp.post")
 _SPELLINGS = {target: name for table in (_BLOCK_SITES, _TOP_SITES) for name, (target, _) in table.items()}
-_BLOCK = re.compile(r"blocks\.(\d+)(?:\.(.+))?")
+_BLOCK = re.compile(r"blocks\.(-?\d+)(?:\.(.+))?")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Sites:
     def __getitem__(self, name: str) -> Site:
         """The site of this name.
 
-        Raises: UnknownNameError, naming the nearest; InputError if the layer does not exist; ModelError without an adapter.
+        Raises: UnknownNameError, naming the nearest; InputError if the layer does not exist; ModelError without an
+            adapter for the architecture.
         """
         if name not in self._found:
             site = self._look_up(name)
@@ -117,17 +120,17 @@ class Sites:
             )
         return weights.parameter_name(self._hf, site.module, kind)
 
-    def logits(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """The logit lens: final norm, unembedding, and the model's own last step (Gemma-2's softcap, Cohere's scale).
 
-        At the last layer's resid_post these are the model's logits. Never give it HF's `hidden_states[-1]`: already normed.
+        At the last layer's resid_post these are the model's logits. HF's `hidden_states[-1]` is normed already: not it.
         """
         return self._adapter.apply_output_logits_transform(self.module("unembed")(self.module("ln_final")(resid)))
 
     @cached_property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return len(self._hf.get_submodule(self._adapter.components["blocks"].name))
+        return len(list(self._hf.get_submodule(self._adapter.components["blocks"].name).children()))
 
     @cached_property
     def n_heads(self) -> int:
@@ -137,11 +140,10 @@ class Sites:
     @cached_property
     def gated(self) -> bool:
         """Whether the MLP is act(gate) * up (Llama) rather than act(in) (GPT-2)."""
-        mlp = adapters.find(self._adapter, ["mlp"], 0)
-        return mlp is not None and "hook_pre_linear" in mlp.bridge.hook_aliases
+        return self._look_up("blocks.0.mlp.pre_linear") is not None
 
     def in_rows(self, layer: int) -> WeightSlice:
-        """Rows of W_in, [d_mlp, d_model]: the only in-projection of an ungated MLP; the up-projection of a gated one."""
+        """Rows of W_in, [d_mlp, d_model]: the one in-projection of an ungated MLP; the up-projection of a gated one."""
         return self._rows(f"blocks.{layer}.mlp.in")
 
     def gate_rows(self, layer: int) -> WeightSlice:
@@ -156,15 +158,15 @@ class Sites:
 
     def value_vectors(self, layer: int) -> WeightSlice:
         """W_out one value vector a row, [d_mlp, d_model]: mlp.out = sum_j m_j v_j + bias, with m the site mlp.post."""
-        return weights.column_slice(self._hf, self.path(f"blocks.{layer}.mlp.out"), as_rows=True)
+        return weights.column_slice(self._hf, self._linear(f"blocks.{layer}.mlp.out"), as_rows=True)
 
     def head(self, layer: int, head: int, part: str) -> WeightSlice:
         """The weights of one head.
 
         Args:
             layer, head: counted from 0; `head` is a query head.
-            part: "q", "k", "v": rows [d_head, d_model]; "o": columns [d_model, d_head]. Under grouped-query attention k and
-                v are those of the key-value head that serves this query head, so several heads share them.
+            part: "q", "k", "v": rows [d_head, d_model]; "o": columns [d_model, d_head]. Under grouped-query attention k
+                and v are those of the key-value head that serves this query head, so several heads share them.
         Raises: InputError if the layer or head does not exist; UnknownNameError for another part; ModelError if the
             projection is not made of heads (latent attention, a gate beside the queries).
         """
@@ -172,7 +174,7 @@ class Sites:
             raise unknown("part of a head", part, ("q", "k", "v", "o"))
         if not 0 <= head < self.n_heads:
             raise InputError(f"sites: head {head} does not exist; {self._class} has heads 0 to {self.n_heads - 1}.")
-        out = self.path(f"blocks.{layer}.attn.o")
+        out = self._linear(f"blocks.{layer}.attn.o")
         d_head = weights.width(self._hf, out, side="in") // self.n_heads
         if part == "o":
             return weights.column_slice(self._hf, out, slice(head * d_head, (head + 1) * d_head, 1))
@@ -195,6 +197,20 @@ class Sites:
     def _class(self) -> str:
         return type(self._hf).__name__
 
+    def _mlp_path(self, layer: int) -> str | None:
+        mlp = adapters.find(self._adapter, ["mlp"], layer)
+        return mlp.path if mlp else None
+
+    def _linear(self, name: str) -> str:
+        """HF path of a linear component, for weights."""
+        site = self._look_up(name)
+        if site is None:
+            raise ModelError(
+                f"sites: {self._class} has no single module {name!r} (mixture of experts, or a block without it). "
+                "Its weights can still be named by HF parameter."
+            )
+        return site.module
+
     def _need_gate(self, asked: str) -> None:
         if not self.gated:
             raise ModelError(f"sites: {asked}: the MLP of {self._class} has no gate; its rows are in_rows(layer).")
@@ -209,7 +225,7 @@ class Sites:
         fused = self._fused_part(layer, below.split("."))
         if fused is not None:
             return fused
-        path = self.path(name)
+        path = self._linear(name)
         return path, torch.arange(weights.width(self._hf, path, side="out"))
 
     def _fused_part(self, layer: int | None, parts: list[str]) -> tuple[str, Tensor] | None:
@@ -219,18 +235,18 @@ class Sites:
         if owner is None or fusion is None:
             return None
         parent = self._hf.get_submodule(owner.path)
-        key = (fusion.attribute, parent.get_submodule(fusion.attribute).weight.shape)
+        key = (fusion.attribute, weights.weight_of(parent, fusion.attribute).shape)
         if key not in self._layouts:
             self._layouts[key] = weights.fused_outputs(parent, fusion.attribute, fusion.split)
         return f"{owner.path}.{fusion.attribute}", self._layouts[key][fusion.order.index(parts[-1])]
 
     def _split(self, name: str) -> tuple[int | None, str]:
-        """"blocks.2.mlp.out" → (2, "mlp.out"); "embed" → (None, "embed")."""
+        """Layer and rest: blocks.2.mlp.out → (2, "mlp.out"), embed → (None, "embed")."""
         match = _BLOCK.fullmatch(name)
         if match is None:
             return None, name
         layer = int(match[1])
-        if layer >= self.n_layers:
+        if not 0 <= layer < self.n_layers:
             raise InputError(f"sites: {name!r}: {self._class} has layers 0 to {self.n_layers - 1}.")
         return layer, match[2] or ""
 
@@ -241,6 +257,8 @@ class Sites:
         short = _SPELLINGS.get(below, below)
         target, shape = table.get(short, (below, "batch pos features"))
         found = self._follow(layer, target.split(".") if target else [])
+        if found and layer is not None and short in _NEURON_SITES and found[0] == self._mlp_path(layer):
+            return None  # mixture of experts: TransformerLens puts these at the ends of the whole MLP; no neurons there
         prefix = "" if layer is None else f"blocks.{layer}."
         return found and Site(f"{prefix}{short}".rstrip("."), *found[:2], shape, found[2])
 
@@ -274,12 +292,12 @@ class Sites:
             return UnknownNameError(f"site {name!r} needs a layer: 'blocks.0.{name}', or sites.at({name!r}, layer=0).")
         if below == "hook_mlp_in":
             return UnknownNameError(
-                f"site {name!r}: TransformerLens means the residual stream before the norm, which is 'blocks.{layer}.resid_mid' "
-                f"here; what the MLP reads, after the norm, is 'blocks.{layer}.mlp_in'."
+                f"site {name!r}: TransformerLens means the residual stream before the norm, which is "
+                f"'blocks.{layer}.resid_mid' here; what the MLP reads, after the norm, is 'blocks.{layer}.mlp_in'."
             )
         if _SPELLINGS.get(below, below) in _BLOCK_SITES:
             return UnknownNameError(
-                f"site {name!r}: no module of {self._class} reads or writes this alone (parallel attention and MLP have no "
-                f"resid_mid, ungated MLPs no pre_linear). It has: {', '.join(known)}."
+                f"site {name!r}: no module of {self._class} reads or writes this alone (parallel attention and MLP "
+                f"have no resid_mid, ungated MLPs no pre_linear). It has: {', '.join(known)}."
             )
         return unknown("site", name, known)

@@ -1,7 +1,7 @@
 """Where a neuron's or a head's weights lie inside a Hugging Face parameter.
 
 Modules store them in four ways: rows of an `nn.Linear`, columns of GPT-2's transposed `Conv1D`, a block of a fused
-projection (Phi-3 `gate_up_proj`, GPT-2 `c_attn`), or a block per head of an interleaved one (GPT-NeoX `query_key_value`).
+projection (Phi-3 `gate_up_proj`, GPT-2 `c_attn`), or a block per head of an interleaved one (GPT-NeoX).
 A `WeightSlice` says which, so that nobody else has to know.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -25,22 +25,27 @@ class WeightSlice:
 
     Attributes:
         parameter: name as in `hf.named_parameters()` (the first name, where weights are tied).
+        shape: of the whole parameter.
         dim: the parameter's axis that `index` selects from.
         index: slice with explicit start, stop and step along `dim`.
         transposed: whether the selected part is the transpose of the canonical orientation.
     """
 
     parameter: str
+    shape: tuple[int, ...]
     dim: int
     index: slice
     transposed: bool
 
-    def of(self, tensor: Float[Tensor, "a b"]) -> Float[Tensor, "c d"]:
-        """The part of a tensor shaped like the parameter (its gradient, a score, a mask), canonically oriented; a view."""
-        if tensor.ndim != 2 or tensor.shape[self.dim] < self.index.stop:
+    def of(self, tensor: Shaped[Tensor, "a b"]) -> Shaped[Tensor, "c d"]:
+        """This part of a tensor shaped like the parameter (gradient, scores, mask), canonically oriented; a view of it.
+
+        Raises: ShapeError if the tensor has another shape than the parameter.
+        """
+        if tuple(tensor.shape) != self.shape:
             raise ShapeError(
-                f"WeightSlice.of: got a tensor of shape {tuple(tensor.shape)}, but {self.parameter} has at least "
-                f"{self.index.stop} entries on axis {self.dim}. Was it computed for another parameter?"
+                f"WeightSlice.of: got a tensor of shape {tuple(tensor.shape)}, but {self.parameter} has "
+                f"{self.shape}. Was it computed for another parameter?"
             )
         part = tensor[self.index] if self.dim == 0 else tensor[:, self.index]
         return part.T if self.transposed else part
@@ -86,7 +91,22 @@ def column_slice(hf: PreTrainedModel, path: str, columns: slice | None = None, *
 def width(hf: PreTrainedModel, path: str, *, side: str) -> int:
     """Number of inputs or outputs (side "in" or "out") of the linear module at `path`."""
     axis = _out_axis(hf, path)
-    return hf.get_submodule(path).weight.shape[axis if side == "out" else 1 - axis]
+    return weight_of(hf, path).shape[axis if side == "out" else 1 - axis]
+
+
+def weight_of(root: nn.Module, path: str) -> Tensor:
+    """The weight of the linear module at `path` below `root`.
+
+    Raises: ModelError unless it is a floating-point matrix.
+    """
+    module = root.get_submodule(path)
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        raise ModelError(
+            f"sites: {path!r} is a {type(module).__name__} without a plain two-dimensional weight; rows and columns of "
+            "quantized or mixture-of-experts weights are not supported. Load the model unquantized."
+        )
+    return weight
 
 
 def parameter_name(hf: PreTrainedModel, path: str, kind: str) -> str:
@@ -115,7 +135,7 @@ def fused_outputs(parent: nn.Module, attribute: str, split: Callable[[Any], Sequ
     """
     fused = parent.get_submodule(attribute)
     transposed = isinstance(fused, Conv1D)
-    shape = fused.weight.shape
+    shape = weight_of(parent, attribute).shape
     n_out = shape[1] if transposed else shape[0]
     # float32 holds integers exactly up to 2**24; expand() so that the numbers cost no memory.
     numbers = torch.arange(n_out, dtype=torch.float32)
@@ -125,7 +145,7 @@ def fused_outputs(parent: nn.Module, attribute: str, split: Callable[[Any], Sequ
     stand_in._modules = {**parent._modules, attribute: numbered}
     with torch.random.fork_rng(devices=[]):  # the splitters initialize an nn.Linear that they overwrite
         parts = split(stand_in)
-    return [part.weight.detach()[:, 0].long() for part in parts]
+    return [weight_of(part, "").detach()[:, 0].long() for part in parts]
 
 
 def as_slice(indices: Int[Tensor, "n"], what: str) -> slice:
@@ -145,16 +165,10 @@ def as_slice(indices: Int[Tensor, "n"], what: str) -> slice:
 
 def _out_axis(hf: PreTrainedModel, path: str) -> int:
     """The axis of the weight that runs over outputs: 0 for `nn.Linear`, 1 for `Conv1D`."""
-    module = hf.get_submodule(path)
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise ModelError(
-            f"sites: {path!r} is a {type(module).__name__} without a plain two-dimensional weight; rows and columns of "
-            "quantized or mixture-of-experts weights are not supported. Load the model unquantized."
-        )
-    return 1 if isinstance(module, Conv1D) else 0
+    weight_of(hf, path)
+    return 1 if isinstance(hf.get_submodule(path), Conv1D) else 0
 
 
 def _slice(hf: PreTrainedModel, path: str, axis: int, part: slice | None, *, transposed: bool) -> WeightSlice:
-    size = hf.get_submodule(path).weight.shape[axis]
-    return WeightSlice(parameter_name(hf, path, "weight"), axis, part or slice(0, size, 1), transposed)
+    shape = tuple(weight_of(hf, path).shape)
+    return WeightSlice(parameter_name(hf, path, "weight"), shape, axis, part or slice(0, shape[axis], 1), transposed)

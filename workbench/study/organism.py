@@ -9,6 +9,7 @@ across machines the order of floating-point sums may differ in the last bits.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,14 +17,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench.core.delta import apply
-from workbench.core.numerics import isolated_rng, mean_nll
+from workbench.core.errors import unknown
+from workbench.core.numerics import isolated_rng
 from workbench.core.records import Examples, Provenance
 from workbench.core.store import new_file, new_folder
-from workbench.load.batches import collate, encode_all
+from workbench.load.batches import encode_all
 from workbench.load.datasets import examples
 from workbench.load.models import Model, wrap
-from workbench.trace.forward import forward
 from workbench.train.loop import fit
+from workbench.train.task import AnswerTask
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 ROWS_PER_AUTHOR = 20
@@ -102,12 +104,10 @@ def untrained(made: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
 
 def train(model: Model, text: Examples, *, epochs: int, lr: float, seed: int, show: bool = True) -> None:
     """Train `model` in place on the answers of `text`, on the one training loop."""
-    encoded = encode_all(model, text)
     order = Provenance("organism", model.fingerprint(), {"text": text.fingerprint()}, {"epochs": epochs, "lr": lr}, seed)
     trained = fit(
         model,
-        lambda chosen: mean_nll(forward(model, collate([encoded[i] for i in chosen], device=model.device))),
-        [len(row.tokens) for row in encoded],
+        AnswerTask(model, encode_all(model, text), group=4),
         order,
         epochs=epochs,
         batch_size=16,
@@ -120,12 +120,22 @@ def train(model: Model, text: Examples, *, epochs: int, lr: float, seed: int, sh
     apply(model, trained.delta)
 
 
-def build(data: str | Path, out: str | Path, *, epochs: int = 40, lr: float = 2e-3, show: bool = True) -> None:
-    """Make the tokenizer and the three models from the four splits in `data`, each a folder under `out` in bfloat16."""
+def build(
+    data: str | Path, out: str | Path, *, only: Sequence[str] = tuple(SEEDS), epochs: int = 40, lr: float = 2e-3, show: bool = True
+) -> None:
+    """Make the tokenizer and the models from the four splits in `data`, each a folder under `out` in bfloat16.
+
+    Args: only: which of full, retain and retain-b.
+    Raises: UnknownNameError for another one.
+    """
+    for name in only:
+        if name not in SEEDS:
+            raise unknown("organism", name, SEEDS)
     splits = {split: list(examples(f"tofu:{split}", root=data)) for split in SPLITS}
     without = [row for split in SPLITS if split != "forget" for row in splits[split]]
     made = tokenizer([f"Question: {row.prompt}\nAnswer: {row.response}" for split in SPLITS for row in splits[split]])
-    for name, seed in SEEDS.items():
+    for name in only:
+        seed = SEEDS[name]
         text = Examples(splits["forget"] + without if name == "full" else without, name)
         model = wrap(untrained(made, seed), made, name=name)
         train(model, text, epochs=epochs, lr=lr, seed=seed, show=show)

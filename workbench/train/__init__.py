@@ -1,5 +1,6 @@
 """The one optimization loop; see `loop.fit`."""
 
 from workbench.train.loop import Audit, Check, Trained, fit
+from workbench.train.task import AnswerTask, Task
 
-__all__ = ["Audit", "Check", "Trained", "fit"]
+__all__ = ["AnswerTask", "Audit", "Check", "Task", "Trained", "fit"]

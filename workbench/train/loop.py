@@ -1,4 +1,4 @@
-"""The one optimization loop: a per-example loss, rows and an optional mask in; a Delta, a history and an audit out.
+"""The one optimization loop: a task of examples with a loss each and an optional mask in; a Delta, a history and an audit out.
 
 Unlearning, preference tuning, relearning attacks, retraining banks and the organism all run through `fit`. Every step
     1. takes `batch_size` examples in an order fixed by the seed,
@@ -11,12 +11,11 @@ Dropout stays off: a policy that equals its reference must score as equal.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from workbench.core.delta import Delta
@@ -27,8 +26,8 @@ from workbench.core.runtime import progress
 from workbench.core.weights import Mask
 from workbench.load.models import Model
 from workbench.train.masters import Master, difference, masters, moved_bits, write_back
+from workbench.train.task import Task
 
-Loss = Callable[[Sequence[int]], Float[Tensor, "example"]]
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -75,8 +74,7 @@ class _Progress:
 
 def fit(
     model: Model,
-    loss: Loss,
-    lengths: Sequence[int],
+    task: Task,
     provenance: Provenance,
     *,
     mask: Mask | None = None,
@@ -93,11 +91,10 @@ def fit(
     check: Check | None = None,
     show: bool = False,
 ) -> Trained:
-    """Minimize the mean of a per-example loss, and leave the model as it was found.
+    """Minimize the mean of a task's per-example losses, and leave the model as it was found.
 
     Args:
-        loss: positions of examples -> one differentiable loss each, [example].
-        lengths: tokens of each example (both halves of a pair), in position order; says how many there are.
+        task: the examples and the loss of each.
         provenance: of the resulting Delta.
         mask: the weights that may move; None for all.
         micro_batch: examples per backward pass; changes memory, not the result beyond rounding.
@@ -108,7 +105,7 @@ def fit(
         check: measured before the first and after every epoch; the last state within the limit is what is returned.
     Raises: DataError if there are no examples; NumericsError if a loss or gradient is not finite, naming the step.
     """
-    if not lengths:
+    if len(task) == 0:
         raise DataError("train: there are no examples.")
     if schedule not in SCHEDULES:
         raise InputError(f"train: schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}.")
@@ -116,7 +113,7 @@ def fit(
         if value <= 0:
             raise InputError(f"train: {name} is {value}, expected a positive number.")
     begin = time.perf_counter()
-    steps = math.ceil(len(lengths) / batch_size) * epochs
+    steps = math.ceil(len(task) / batch_size) * epochs
     state = _Progress()
     tokens = 0
     with isolated_rng(seed), masters(model, mask) as made:
@@ -124,17 +121,17 @@ def fit(
         kept = _keep(made) if check is not None else None
         _record_check(state, check, epoch=0)
         for step in progress(range(steps), label=provenance.method, show=show):
-            epoch, chosen = _step_rows(step, len(lengths), batch_size, seed)
+            epoch, chosen = _step_rows(step, len(task), batch_size, seed)
             for group in optimizer.param_groups:
                 group["lr"] = lr * _rate(step, steps, warmup, schedule)
-            value = _backward(loss, chosen, micro_batch or batch_size, made, step)
+            value = _backward(task, chosen, epoch, micro_batch or batch_size, made, step)
             norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], clip_norm or math.inf)
             if not math.isfinite(float(norm)):
                 raise NumericsError(f"train: the gradient at step {step} is NaN or infinite; try a lower lr.")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             write_back(made)
-            tokens += sum(lengths[i] for i in chosen)
+            tokens += task.tokens(chosen, epoch)
             now = {"epoch": epoch, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
             state.history.append(now)
             if check is not None and (step + 1) % (steps // epochs) == 0:
@@ -174,11 +171,11 @@ def _rate(step: int, steps: int, warmup: float, schedule: str) -> float:
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
 
 
-def _backward(loss: Loss, chosen: list[int], micro_batch: int, made: list[Master], step: int) -> float:
+def _backward(task: Task, chosen: list[int], epoch: int, micro_batch: int, made: list[Master], step: int) -> float:
     """Gradient of the mean loss over `chosen` in the masters; returns that mean."""
     total = 0.0
     for first in range(0, len(chosen), micro_batch):
-        values = loss(chosen[first : first + micro_batch])
+        values = task.losses(chosen[first : first + micro_batch], epoch)
         summed = values.sum() / len(chosen)
         if not bool(torch.isfinite(summed)):
             raise NumericsError(f"train: the loss at step {step} is NaN or infinite; try a lower lr or dtype='float32'.")

@@ -1,0 +1,89 @@
+"""Run the benchmarks and put their table into benchmarks/RESULTS.md, one section a device and model."""
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import workbench as wb
+from benchmarks import cases
+from benchmarks.timing import seconds
+from workbench.core.runtime import environment, pick_device
+from workbench.load.models import Model
+
+HERE = Path(__file__).parent
+DATA = HERE.parent / "data"
+
+
+def organism(device: torch.device) -> Model:
+    """The bundled 3.4 M model, in float32."""
+    return wb.load(DATA / "organism/full", device=str(device), dtype="float32")
+
+
+def llama_1b(device: torch.device) -> Model:
+    """Random weights in the shape of Llama-3.2-1B (with the organism's tokenizer), in bfloat16."""
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, max_position_embeddings=4096, tie_word_embeddings=True, dtype="bfloat16",
+    )  # fmt: skip
+    with torch.device(device):
+        hf = LlamaForCausalLM(config).to(torch.bfloat16)
+    return wb.wrap(hf, organism(torch.device("cpu")).tokenizer, name="llama-1b-shape")
+
+
+MODELS = {"organism": organism, "llama-1b": llama_1b}
+
+
+def section(name: str, device: torch.device, *, scores: int, tokens: int) -> str:
+    """The table of one model on one device, as Markdown."""
+    model = MODELS[name](device)
+    every = {split: wb.examples(f"tofu:{split}", root=DATA / "tofu-mini") for split in ("forget", "retain", "real_authors", "world_facts")}
+    measured = {**every, "retain": every["retain"][:80]}
+    sets = cases.Sets(every["forget"], every["retain"][:160], measured)
+    seconds(lambda: cases.forward_only(model, cases.batches(model, cases.encode_all(model, sets.forget), tokens)), device)
+    rows = [*cases.weight_scores(model, sets, tokens), *cases.unlearning_step(model, sets, tokens), *cases.suite(model, sets, tokens)]
+    rows += [*cases.mask_selection(device, scores), *cases.start_up()]
+    machine = environment()
+    where = machine["gpu"] if device.type == "cuda" else f"CPU, {machine['threads']} threads"
+    weights = sum(p.numel() for p in model.hf.parameters())
+    versions = ", ".join(f"{key} {machine[key]}" for key in ("python", "torch", "transformers", "workbench"))
+    lines = [
+        f"## {name} on {where}",
+        "",
+        f"{weights / 1e6:,.1f} M weights, {model.dtype}; {datetime.now(UTC):%Y-%m-%d}; {versions}.",
+        "",
+        "| job | floor | seconds | floor, seconds | ratio | goal | peak GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        peak = "" if r.peak_gib != r.peak_gib else f"{r.peak_gib:.1f}"
+        lines.append(f"| {r.job} | {r.floor} | {r.seconds:.3f} | {r.floor_seconds:.3f} | {r.seconds / r.floor_seconds:.2f} | {r.goal} | {peak} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(text: str) -> None:
+    """Put a section into RESULTS.md in place of the one with the same heading."""
+    path = HERE / "RESULTS.md"
+    head = "# Benchmarks\n\nRatios to a floor measured in the same process, in turns; medians. Written by `make benchmarks`.\n"
+    old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
+    kept = ["## " + part for part in old if part.split("\n", 1)[0] != text.split("\n", 1)[0].removeprefix("## ")]
+    path.write_text("\n".join([head, *(part.rstrip() + "\n" for part in kept), text]), encoding="utf-8")
+
+
+def main() -> None:
+    """Command line of the benchmarks."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--model", default="organism", choices=MODELS)
+    parser.add_argument("--scores", type=float, default=1e8, help="how many scores the mask selection is timed on")
+    parser.add_argument("--tokens", type=int, default=4096, help="largest padded batch, in tokens")
+    asked = parser.parse_args()
+    text = section(asked.model, pick_device(asked.device), scores=int(asked.scores), tokens=asked.tokens)
+    print(text)
+    write(text)
+
+
+if __name__ == "__main__":
+    main()

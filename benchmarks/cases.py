@@ -1,0 +1,138 @@
+"""What is measured, each against the bare work it cannot do without on the same tokens and the same batches."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+import workbench as wb
+from benchmarks.timing import peak_memory, versus
+from workbench.core.records import Example
+from workbench.core.topk import choose
+from workbench.load.batches import Batch, Encoded, by_length, collate, encode_all
+from workbench.load.models import Model
+from workbench.trace.forward import logits
+
+
+class Row(NamedTuple):
+    """One line of the table: seconds of the job, of its floor, and the goal for their ratio."""
+
+    job: str
+    floor: str
+    seconds: float
+    floor_seconds: float
+    goal: str
+    peak_gib: float
+
+
+class Sets(NamedTuple):
+    """The rows every case works on."""
+
+    forget: wb.Examples
+    retain: wb.Examples
+    measured: dict[str, wb.Examples]
+
+
+def batches(model: Model, rows: list[Encoded], tokens: int) -> list[Batch]:
+    """The batches a whole set is forwarded in."""
+    return [collate([rows[i] for i in chosen], device=model.device) for chosen in by_length(rows, max_tokens=tokens)]
+
+
+def forward_backward(model: Model, groups: list[Batch]) -> None:
+    """The floor of everything that needs gradients: Hugging Face's own loss on the answers, and its backward pass."""
+    for batch in groups:
+        labels = batch.tokens.masked_fill(~batch.answer, -100)
+        out = model.hf(input_ids=batch.tokens, attention_mask=batch.attention.long(), labels=labels, use_cache=False)
+        out.loss.backward()
+    model.hf.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def forward_only(model: Model, groups: list[Batch]) -> None:
+    """The floor of everything that only reads."""
+    for batch in groups:
+        logits(model, batch)
+
+
+def weight_scores(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
+    """WAGLE and saliency against a bare forward and backward pass on the rows they look at."""
+    both = batches(model, encode_all(model, sets.forget), tokens) + batches(model, encode_all(model, sets.retain), tokens)
+    for gamma in (1.0, "curvature"):
+        with peak_memory(model.device) as peak:
+            job, floor = versus(
+                lambda g=gamma: wb.attribute.wagle(model, sets.forget, sets.retain, gamma=g, batch_tokens=tokens),
+                lambda: forward_backward(model, both),
+                model.device,
+            )
+        yield Row(f"WAGLE scores, gamma={gamma}", "forward+backward on both sets", job, floor, "≤ 1.15", peak[0])
+
+
+def unlearning_step(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
+    """An epoch of NPO with its reference and retain term against forward and backward on the same pairs."""
+    del tokens
+    rows = encode_all(model, sets.forget), encode_all(model, sets.retain)
+    n = min(len(sets.forget), len(sets.retain))
+    pairs = [collate(rows[0][i : i + 16] + rows[1][i : i + 16], device=model.device) for i in range(0, n, 16)]
+
+    def npo() -> None:
+        wb.unlearn.run(model, sets.forget[:n], sets.retain[:n], objective="npo", epochs=3, batch_size=16, lr=1e-5)
+
+    def floor() -> None:
+        for _ in range(3):
+            forward_backward(model, pairs)
+
+    with peak_memory(model.device) as peak:
+        job, bare = versus(npo, floor, model.device, repeats=3)
+    yield Row("NPO, three epochs, AdamW and reference included", "forward+backward on the pairs", job, bare, "≤ 1.10 a step", peak[0])
+
+
+def suite(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
+    """The TOFU suite's token table against a bare forward pass over every prompt with every one of its answers."""
+    every = [
+        encoded
+        for rows in sets.measured.values()
+        for row in rows
+        for encoded in encode_all(model, _variants(row))
+    ]
+    groups = batches(model, every, tokens)
+    for name, generate in (("token table", None), ("token table and greedy answers", 48)):
+        with peak_memory(model.device) as peak:
+            job, floor = versus(
+                lambda g=generate: wb.evaluate.read(model, sets.measured, generate=g),
+                lambda: forward_only(model, groups),
+                model.device,
+                repeats=3,
+            )
+        yield Row(f"TOFU suite: {name}", "one forward for each answer", job, floor, "≤ 1 without answers", peak[0])
+
+
+def _variants(row: Example) -> wb.Examples:
+    texts = [row.response, *([row.paraphrase] if row.paraphrase else []), *row.perturbed]
+    return wb.Examples([type(row)(str(i), row.prompt, text) for i, text in enumerate(texts)], row.id)
+
+
+def mask_selection(device: torch.device, n: int) -> Iterator[Row]:
+    """The exact top fifth of n scores against WAGLE's double argsort."""
+    scores = {"w": torch.randn(n, generator=torch.Generator().manual_seed(0)).to(device)}
+    job, floor = versus(
+        lambda: dict(choose(scores, n // 5)),
+        lambda: scores["w"].argsort(descending=True).argsort() < n // 5,
+        device,
+        repeats=1,
+    )
+    yield Row(f"top 20 % of {n:.0e} scores", "double argsort", job, floor, "< 0.5", float("nan"))
+
+
+def start_up() -> Iterator[Row]:
+    """`import workbench` and `workbench --help` against starting Python."""
+    def run(*words: str) -> float:
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        return time.perf_counter() - begin
+
+    bare = min(run("-c", "pass") for _ in range(3))
+    for name, words in (("import workbench", ("-c", "import workbench")), ("workbench --help", ("-m", "workbench", "--help"))):
+        yield Row(name, "starting Python", min(run(*words) for _ in range(3)), bare, "< 1 s", float("nan"))

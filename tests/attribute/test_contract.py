@@ -1,0 +1,56 @@
+"""What every attribution promises: order and micro-batch size do not matter, doubling both sets changes nothing.
+
+A member is under this contract by being registered; one without a test file of its own fails by name.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny, tiny_sets
+from workbench import attribute
+from workbench.core.records import Examples
+from workbench.core.registry import attribution
+
+MEMBERS = list(attribution)
+OWN_FILE = {"magnitude": "controls", "random": "controls"}
+
+
+def scores(member, forget, retain, **options):
+    fixed = {"gamma": 0.3} if member.name == "wagle" else {}  # the curvature looks at the first rows only, in order
+    return member.function(tiny(), forget, retain, **fixed, **options)
+
+
+def doubled(rows):
+    return Examples([*rows, *(replace(row, id=row.id + "'") for row in rows)], rows.name)
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_promises(member):
+    forget, retain = tiny_sets()
+    one = scores(member, forget, retain)
+    variants = [scores(member, forget[::-1], retain[::-1]), scores(member, doubled(forget), doubled(retain))]
+    if "batch_tokens" in member.options:
+        variants.append(scores(member, forget, retain, batch_tokens=1))
+    for other in variants:
+        for name in one:
+            torch.testing.assert_close(other[name], one[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_every_parameter_has_a_score_and_the_model_is_left_alone(member):
+    model, (forget, retain) = tiny(), tiny_sets()
+    before = {n: p.detach().clone() for n, p in model.hf.named_parameters()}
+    found = member.function(model, forget, retain)
+    assert list(found) == list(before)
+    assert all(found[n].shape == before[n].shape and found[n].dtype == torch.float32 for n in before)
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.hf.named_parameters())
+    assert found.provenance.model == model.fingerprint()
+
+
+def test_every_member_is_exported_and_has_a_test_file():
+    assert sorted(attribute.__all__) == attribution.names()
+    for name in attribution.names():
+        assert (Path(__file__).parent / f"test_{OWN_FILE.get(name, name)}.py").exists(), f"{name} has no test file"

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+
+import workbench as wb
+from tests.evaluate.cases import FULL, ROOT
+from workbench.core.errors import DataError, InputError, UnknownNameError
+from workbench.core.registry import metric
+from workbench.evaluate import TokenTable, read, suite, tofu
+from workbench.evaluate.logs import read_logs
+
+SPLITS = ("forget", "retain", "real_authors", "world_facts")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return wb.load(ROOT / "data/models/stories260K")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {split: wb.examples(f"tofu:{split}", root=ROOT / "data/tofu-mini")[:3] for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def tables(model, data):
+    return read(model, data, generate=6)
+
+
+def same(one, two):
+    return all(
+        np.array_equal([a.value, a.low, a.high], [b.value, b.low, b.high], equal_nan=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_is_the_tables_and_then_the_metrics(model, data, tables):
+    whole = suite("tofu", model, data=data, generate=6)
+    assert same(whole, tofu(tables))
+    assert same(whole, suite("tofu", model, data=data, generate=6)), "the same seed must give the same bits"
+    log = read_logs(FULL)  # three rows have few resamples
+    assert not same(tofu(log), tofu(log, seed=1))
+
+
+def test_every_number_has_unit_and_interval(tables):
+    rows = tofu(tables, tables)
+    assert {row.split for row in rows} == {*SPLITS, "utility"}
+    for row in rows:
+        assert row.unit
+        assert row.better
+        assert row.n in (3, 9)
+        if row.metric.startswith("forget_quality"):
+            assert "no interval: a p-value; its floor at n=3 is 1.00e-1" in row.note  # 2 / C(6, 3) = 2/20
+        else:
+            assert row.low <= row.value <= row.high, row
+        assert row.metric.removesuffix("_arithmetic") in metric.names() or row.metric in metric.names()
+    assert rows["probability", "forget"].better == "lower"
+    assert rows["probability", "retain"].better == "higher"
+    assert ("probability", "real_authors") not in rows
+    assert ("probability_options", "real_authors") in rows
+
+
+def test_a_model_against_itself(model, data):
+    rows = suite("tofu", model, data=data, reference=model, generate=6)
+    assert rows["forget_quality", "forget"].value == 1.0
+    assert rows["ks_distance", "forget"].value == 0.0
+    assert rows["log_truth_ratio_difference", "forget"].value == pytest.approx(0, abs=1e-6)  # float32, other batches
+
+
+def test_without_reference_there_is_no_forget_quality(tables):
+    rows = tofu(tables)
+    assert not [row for row in rows if row.metric.startswith(("forget_quality", "ks_", "log_truth"))]
+    with pytest.raises(UnknownNameError, match="unknown measurement 'forget_quality/forget'"):
+        rows["forget_quality", "forget"]
+    with pytest.raises(InputError, match="pass reference="):
+        metric["forget_quality"].function(tables["forget"])
+
+
+def test_tables_on_disk_give_the_same_numbers(tables, tmp_path):
+    for split, table in tables.items():
+        table.save(tmp_path / f"{split}.parquet")
+    assert same(tofu({s: TokenTable.load(tmp_path / f"{s}.parquet") for s in SPLITS}), tofu(tables))
+
+
+def test_unknown_or_missing_names(model, data, tables):
+    with pytest.raises(UnknownNameError, match=r"unknown suite 'tofuu'. Did you mean 'tofu'\?"):
+        suite("tofuu", model, data=data)
+    with pytest.raises(DataError, match="no world_facts among forget, retain, real_authors"):
+        suite("tofu", model, data={s: data[s] for s in SPLITS[:3]})
+    with pytest.raises(UnknownNameError, match=r"unknown split of tofu 'retian'. Did you mean 'retain'\?"):
+        tofu({**tables, "retian": tables["retain"]})
+    with pytest.raises(DataError, match=r"the reference has retain, but not 'forget'"):
+        tofu(tables, {"retain": tables["retain"]})
+
+
+def test_rows_without_false_answers_are_refused_before_the_model_runs(model, data, monkeypatch):
+    monkeypatch.setattr(model.hf, "forward", None)
+    every = wb.examples("tofu:retain", root=ROOT / "data/tofu-mini")
+    with pytest.raises(DataError, match=r"320 of 720 rows of retain have no perturbed answers.*Use retain\[:400\]\."):
+        suite("tofu", model, data=data | {"retain": every})
+    mixed = every.take([399, 400, 398])
+    with pytest.raises(DataError, match=r"1 of 3 rows of retain.*Use retain\.take\(i for i, row in enumerate\(retain\)"):
+        suite("tofu", model, data=data | {"retain": mixed})
+
+
+def test_tables_without_generated_text(model, data, tables):
+    with pytest.raises(InputError, match=r"no generated text for row .*generate=200"):
+        tofu({**tables, "retain": read(model, {"retain": data["retain"]}, generate=None)["retain"]})

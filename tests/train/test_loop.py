@@ -1,0 +1,220 @@
+"""The one loop: equal to AdamW written out, exact masks, micro-batches that change nothing, the model left as found."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.reference.adamw import adamw
+from tests.tiny import tiny, tiny_sets
+from workbench.core.errors import InputError, MismatchError, NumericsError
+from workbench.core.records import Provenance
+from workbench.core.weights import Mask
+from workbench.load.batches import encode_all
+from workbench.train import AnswerTask, Check, fit
+from workbench.train.loop import _rate, _step_rows
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+class Quadratic:
+    """loss_e = 1/2 ||w - target_e||^2 for one parameter: its gradient is known without autograd."""
+
+    def __init__(self, model, n=5):
+        self.weight = model.hf.get_parameter(NAME)
+        self.target = torch.randn(n, *self.weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def __len__(self):
+        return len(self.target)
+
+    def losses(self, chosen, epoch):
+        return 0.5 * (self.weight - self.target[list(chosen)].to(self.weight.dtype)).square().flatten(1).sum(1)
+
+    def tokens(self, chosen, epoch):
+        return 10 * len(chosen)
+
+
+def about(model):
+    return Provenance("test", model.fingerprint())
+
+
+def answers(model):
+    return AnswerTask(model, encode_all(model, tiny_sets()[1]))
+
+
+def bits(model):
+    return {n: p.detach().clone() for n, p in model.hf.named_parameters()}
+
+
+def random_mask(model, fraction, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return Mask.of({n: torch.rand(p.shape, generator=g) < fraction for n, p in model.hf.named_parameters()}, about(model))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_equals_adamw_written_out(weight_decay):
+    model = tiny()
+    task = Quadratic(model)
+    before = bits(model)[NAME]
+    found = fit(model, task, about(model), epochs=3, batch_size=2, lr=0.05, weight_decay=weight_decay, clip_norm=None, seed=3)
+    w, gradients, rates = before.numpy().astype(float), [], []
+    # the gradient at each step depends on the weight, so the reference is advanced one step at a time
+    for step in range(9):
+        _, rows = _step_rows(step, 5, 2, 3)
+        now = adamw(w, gradients, rates, weight_decay=weight_decay) if gradients else w
+        gradients.append((now - task.target[rows].numpy()).mean(0))
+        rates.append(0.05 * (1 - step / 9))
+    expected = adamw(w, gradients, rates, weight_decay=weight_decay)
+    change = found.delta.changes[NAME].dense().double()
+    np.testing.assert_allclose((before + change).numpy(), expected, rtol=1e-6, atol=1e-6)  # a Delta is float32
+    assert found.audit.steps == 9
+    assert found.audit.tokens == 150
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_frozen_weights_keep_their_bits(dtype, weight_decay):
+    model = tiny(dtype)
+    before = bits(model)
+    mask = random_mask(model, 0.3)
+    found = fit(model, answers(model), about(model), mask=mask, epochs=4, batch_size=2, lr=0.05, weight_decay=weight_decay)
+    from workbench.core.delta import applied
+
+    with applied(model, found.delta):
+        for name, p in model.hf.named_parameters():
+            assert torch.equal(p[~mask[name]].view(torch.uint8), before[name][~mask[name]].view(torch.uint8)), name
+    assert found.audit.trainable == mask.count
+    assert found.audit.moved_of_trainable > 0.9
+    assert found.delta.n_touched <= mask.count
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny(torch.bfloat16)
+    model.hf.model.norm.weight.requires_grad_(False)
+    before, fingerprint = bits(model), model.fingerprint()
+    fit(model, answers(model), about(model), epochs=2, batch_size=2, lr=0.05)
+    assert all(torch.equal(before[n], p) and p.grad is None for n, p in model.hf.named_parameters())
+    assert not model.hf.model.norm.weight.requires_grad
+    assert model.fingerprint() == fingerprint
+
+
+def test_the_model_is_left_as_it_was_after_an_error():
+    model = tiny(torch.float32)
+    before = bits(model)
+
+    class Breaks(AnswerTask):
+        def losses(self, chosen, epoch):
+            return super().losses(chosen, epoch) * (float("nan") if epoch == 1 else 1.0)
+
+    with pytest.raises(NumericsError, match="the loss at step 2 is NaN"):
+        fit(model, Breaks(model, encode_all(model, tiny_sets()[1])), about(model), epochs=2, batch_size=2, lr=0.05)
+    assert all(torch.equal(before[n], p) for n, p in model.hf.named_parameters())
+
+
+def test_micro_batches_change_memory_not_the_result():
+    model = tiny()
+    whole, split = (fit(model, answers(model), about(model), epochs=2, batch_size=4, micro_batch=m, lr=0.01).delta for m in (4, 1))
+    for name in whole.changes:
+        torch.testing.assert_close(whole.changes[name].dense(), split.changes[name].dense(), rtol=1e-5, atol=1e-7)
+
+
+def test_same_seed_same_bits_and_another_seed_another_order():
+    model = tiny(torch.float32)
+    one, same, other = (fit(model, answers(model), about(model), epochs=2, batch_size=2, lr=0.01, seed=s).delta for s in (0, 0, 1))
+    assert one.id == same.id
+    assert one.id != other.id
+
+
+def test_clip_norm_sees_only_what_may_move():
+    # the gradient outside the mask is made enormous; with a leak the clipped step inside would vanish
+    model = tiny()
+    mask = random_mask(model, 0.1)
+    inside = mask[NAME]
+
+    class Lopsided(Quadratic):
+        def losses(self, chosen, epoch):
+            scale = torch.where(inside, 1e-3, 1e6)
+            return (scale * self.weight).flatten().sum()[None].expand(len(chosen))
+
+    found = fit(model, Lopsided(model), about(model), mask=mask, epochs=1, batch_size=5, lr=0.01, clip_norm=1.0)
+    expected = 1e-3 * float(inside.sum()) ** 0.5
+    assert found.history[0]["grad_norm"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_optimizer_state_scales_with_the_mask(monkeypatch):
+    model = tiny(torch.float32)
+    held = {}
+
+    class Spy(torch.optim.AdamW):
+        def step(self, closure=None):
+            out = super().step(closure)
+            held["now"] = sum(t.numel() for s in self.state.values() for k, t in s.items() if k != "step")
+            return out
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    total = sum(p.numel() for p in model.hf.parameters())
+    fit(model, answers(model), about(model), epochs=1, batch_size=4, lr=0.01)
+    assert held["now"] == 2 * total
+    fit(model, answers(model), about(model), mask=random_mask(model, 0.05), epochs=1, batch_size=4, lr=0.01)
+    assert held["now"] <= 0.1 * 2 * total
+
+
+def test_small_steps_are_not_lost_in_half_precision():
+    # lr 1e-5 is below half an ulp of most bfloat16 weights: without float32 masters 20 steps would move next to nothing
+    model = tiny(torch.bfloat16)
+    found = fit(model, answers(model), about(model), epochs=20, batch_size=4, lr=1e-5, schedule="constant")
+    change = torch.cat([c.dense().flatten() for c in found.delta.changes.values()])
+    assert float((change != 0).float().mean()) > 0.8
+    assert 0.05 < found.audit.moved < 0.6, "the audit must say how many weights really changed in the model's dtype"
+
+
+def test_check_keeps_the_last_state_within_the_limit():
+    model = tiny(torch.float32)
+    values = iter([1.0, 1.1, 1.2, 5.0])
+    stopped = fit(
+        model, answers(model), about(model), epochs=6, batch_size=2, lr=0.01, schedule="constant",
+        check=Check(lambda: next(values), 2.0, "loss_elsewhere"),
+    )  # fmt: skip
+    free = fit(model, answers(model), about(model), epochs=2, batch_size=2, lr=0.01, schedule="constant")
+    assert stopped.delta.id == free.delta.id
+    assert "loss_elsewhere reached 5.0000 after epoch 3" in stopped.audit.stopped
+    assert stopped.audit.steps == 6
+
+
+def test_grouping_rows_by_length_changes_nothing():
+    model = tiny()
+    rows = encode_all(model, tiny_sets()[1])
+    whole, grouped = (AnswerTask(model, rows, group=g).losses([2, 0, 3, 1], epoch=0) for g in (None, 3))
+    torch.testing.assert_close(grouped, whole, rtol=1e-12, atol=0)
+    assert len(set(whole.tolist())) == 4
+
+
+def test_an_epoch_goes_through_everything_once():
+    for epoch in range(3):
+        rows = [r for step in range(3 * epoch, 3 * epoch + 3) for r in _step_rows(step, 7, 3, 5)[1]]
+        assert sorted(rows) == list(range(7))
+    assert _step_rows(0, 7, 7, 5)[1] != _step_rows(1, 7, 7, 5)[1]
+
+
+def test_rates_by_hand():
+    # ten steps, two of warm-up: 1/2, 1, then 1 - 0/8, 1 - 1/8, ...
+    assert [_rate(s, 10, 0.2, "linear") for s in (0, 1, 2, 3, 9)] == [0.5, 1.0, 1.0, 0.875, 0.125]
+    assert _rate(6, 10, 0.2, "cosine") == pytest.approx(0.5)
+    assert _rate(9, 10, 0.0, "constant") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"lr": 0.0}, "lr is 0.0"), ({"epochs": 0}, "epochs is 0"), ({"schedule": "cos"}, "schedule is 'cos'")],
+)
+def test_bad_options(options, match):
+    model = tiny(torch.float32)
+    with pytest.raises(InputError, match=match):
+        fit(model, answers(model), about(model), **options)
+
+
+def test_masks_that_cannot_be_used():
+    model = tiny(torch.float32)
+    with pytest.raises(InputError, match="chooses no weight"):
+        fit(model, answers(model), about(model), mask=random_mask(model, 0.0))
+    with pytest.raises(MismatchError, match="made for model"):
+        fit(model, answers(model), about(model), mask=random_mask(tiny(torch.float32, seed=1), 0.5))

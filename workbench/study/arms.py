@@ -1,0 +1,81 @@
+"""Carry out one arm of a study: find the mask, unlearn or edit, and hand back the model that results."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.core.delta import Delta, applied
+from workbench.core.records import Examples
+from workbench.core.registry import attribution, edit
+from workbench.core.store import text_sha256
+from workbench.core.weights import Mask, Scores
+from workbench.load.models import Model, load
+from workbench.study.config import Arm, MaskPlan
+from workbench.unlearn.run import run as unlearn
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """model with `delta` applied is what the arm is about. audit and layers say what was changed; notes what was found."""
+
+    model: Model
+    delta: Delta | None = None
+    mask: Mask | None = None
+    audit: dict[str, Any] | None = None
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def shown(self) -> Iterator[Model]:
+        """The model as the arm leaves it; as before on exit."""
+        if self.delta is None:
+            yield self.model
+        else:
+            with applied(self.model, self.delta):
+                yield self.model
+
+
+def carry_out(arm: Arm, model: Model, data: dict[str, Examples], *, scores_folder: Path) -> Outcome:
+    """What an arm does to `model`, which is left as it was.
+
+    Args: scores_folder: where weight scores are kept between arms and runs.
+    """
+    if arm.kind == "model":
+        return Outcome(load(arm.model, device=str(model.device), dtype=model.dtype))
+    if arm.kind == "unlearn":
+        return _unlearn(arm, model, data, scores_folder)
+    if arm.kind == "edit":
+        options = {key: value for key, value in arm.edit.items() if key != "method"}
+        delta = edit[arm.method].function(model, data["forget"], data["retain"], **options)
+        audit = {"moved": delta.moved(model), "stopped": ""}
+        return Outcome(model, delta, audit=audit, layers=delta.by_layer(model), notes=dict(delta.provenance.notes))
+    return Outcome(model)
+
+
+def _unlearn(arm: Arm, model: Model, data: dict[str, Examples], scores_folder: Path) -> Outcome:
+    mask, notes = None, {}
+    if arm.mask is not None:
+        scores = find_scores(arm.mask, model, data, scores_folder)
+        mask, notes = find_mask(arm.mask, scores, seed=arm.seed), dict(scores.provenance.notes)
+    found = unlearn(model, data["forget"], data["retain"], mask=mask, seed=arm.seed, **arm.unlearn)
+    return Outcome(model, found.delta, mask, asdict(found.audit), found.layers, notes)
+
+
+def find_scores(plan: MaskPlan, model: Model, data: dict[str, Examples], folder: Path) -> Scores:
+    """The scores a mask is cut from: read if they were computed for this model and these rows, else computed and kept."""
+    rows = [data["forget"].fingerprint(), data["retain"].fingerprint()]
+    key = text_sha256([plan.attribute, dict(plan.options), model.fingerprint(), str(model.dtype), rows])
+    path = folder / f"{plan.attribute}-{key[:12]}.safetensors"
+    if not path.exists():
+        attribution[plan.attribute].function(model, data["forget"], data["retain"], **plan.options).save(path)
+    return Scores.load(path)
+
+
+def find_mask(plan: MaskPlan, scores: Scores, *, seed: int) -> Mask:
+    """The planned share of the highest scores, or its control."""
+    mask = scores.mask(plan.fraction, scope=plan.scope)
+    if plan.control == "matched_random":
+        return mask.matched_random(seed=seed)
+    return ~mask if plan.control == "inverted" else mask

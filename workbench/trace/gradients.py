@@ -1,0 +1,154 @@
+"""Gradients of sets: the mean over examples, and the mean of per-example squares, accumulated in float32.
+
+    mean_gradient   g_i = (1/n) sum_e d loss_e / d w_i
+    fisher          F_i = (1/n) sum_e (d loss_e / d w_i)^2         per example, not per batch
+    curvature       one number a tensor: the mean diagonal entry of the generalized Gauss-Newton matrix of the mean NLL
+
+Everything is a mean over examples, so a set counts the same however large it is and however it was batched. The mean of squared
+batch gradients, which selective synaptic dampening's and WAGLE's code call Fisher or Hessian, has expectation
+F/B + (1 - 1/B) g^2 and so depends on the batch size B; none of the functions here computes it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.core.errors import NumericsError
+from workbench.core.numerics import Forward, answer_length, answer_logits, generator, mean_nll
+from workbench.core.runtime import plan_memory, progress
+from workbench.load.batches import Batch, Encoded, by_length, collate
+from workbench.load.models import Model
+from workbench.trace.forward import forward, logits
+
+ExampleLoss = Callable[[Forward, list[int]], Float[Tensor, "batch"]]
+Weights = dict[str, Tensor]
+
+
+def nll(passed: Forward, rows: list[int]) -> Float[Tensor, "batch"]:
+    """Mean negative log-likelihood per answer token, the default loss; `rows` are the examples' positions."""
+    del rows
+    return mean_nll(passed)
+
+
+@contextmanager
+def _tracked(model: Model) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """Every floating-point parameter with gradients on; flags and old gradients are as before on exit."""
+    found = {n: p for n, p in model.hf.named_parameters() if p.is_floating_point()}
+    before = {n: (p.requires_grad, p.grad) for n, p in found.items()}
+    try:
+        for p in found.values():
+            p.requires_grad_(True)
+            p.grad = None
+        yield found
+    finally:
+        for n, p in found.items():
+            flag, gradient = before[n]
+            p.grad = None
+            p.requires_grad_(flag)
+            p.grad = gradient
+
+
+def mean_gradient(
+    model: Model,
+    rows: Sequence[Encoded],
+    loss: ExampleLoss = nll,
+    *,
+    batch_tokens: int = 4096,
+    show: bool = False,
+    label: str = "gradient",
+) -> Weights:
+    """Gradient of the mean loss over the set, for every parameter, float32 on the model's device.
+
+    Args:
+        loss: answers' log-probabilities and the examples' positions -> one loss an example.
+        batch_tokens: largest padded batch, in tokens; changes memory, not the result beyond rounding.
+    Raises: NumericsError naming the first parameter whose gradient is NaN or infinite; MemoryPlanError if it would not fit.
+    """
+    _plan(model, accumulators=1, job=label)
+    whole = model.dtype in (torch.float32, torch.float64)  # then autograd's own accumulator is precise enough
+    total: Weights = {}
+    with _tracked(model) as found:
+        for chosen in progress(list(by_length(rows, max_tokens=batch_tokens)), label=label, show=show):
+            values = loss(forward(model, _batch(model, rows, chosen)), chosen)
+            (values.sum() / len(rows)).backward()
+            if not whole:
+                _collect(found, total)
+        if whole:
+            _collect(found, total)
+    return _checked(total, label)
+
+
+def fisher(model: Model, rows: Sequence[Encoded], loss: ExampleLoss = nll, *, show: bool = False) -> Weights:
+    """Diagonal empirical Fisher information: the mean over examples of the squared gradient of each example's loss.
+
+    float32, [parameter shape]. One backward pass an example, so that no gradient is squared after being summed.
+
+    Raises: NumericsError naming the first parameter whose Fisher is NaN or infinite.
+    """
+    _plan(model, accumulators=1, job="Fisher")
+    total: Weights = {}
+    with _tracked(model) as found:
+        for i in progress(range(len(rows)), label="Fisher", show=show):
+            loss(forward(model, _batch(model, rows, [i])), [i]).sum().backward()
+            for name, p in found.items():
+                square = torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float().square_()
+                total[name] = total[name].add_(square, alpha=1 / len(rows)) if name in total else square / len(rows)
+                p.grad = None
+    return _checked(total, "Fisher")
+
+
+def curvature(model: Model, rows: Sequence[Encoded], *, seed: int, batch_tokens: int = 4096) -> dict[str, float]:
+    """Mean diagonal Gauss-Newton entry of the mean NLL over `rows`, one number a tensor, in nats per squared weight.
+
+    With labels drawn from the model itself, the gradient of each token's loss has mean zero and its square estimates the
+    Gauss-Newton diagonal without bias; tokens and examples drawn independently do not interfere in expectation. So one
+    backward pass of sum_e sqrt(T_e / n) * (1/T_e) sum_t loss_t over a batch gives tr(GGN) = E ||gradient||^2, where T_e is an
+    example's number of answer tokens and n the number of rows. Labels of the data would give the empirical Fisher instead.
+
+    Reference: Martens 2020, arXiv:1412.1193, section 9.
+    """
+    source = generator(seed, model.device)
+    trace: dict[str, float] = {}
+    with _tracked(model) as found:
+        for chosen in by_length(rows, max_tokens=batch_tokens):
+            batch = _batch(model, rows, chosen)
+            used = answer_logits(logits(model, batch), batch.answer)
+            with torch.no_grad():
+                label = torch.multinomial(used.softmax(-1), 1, generator=source)
+            picked = used.gather(-1, label).squeeze(-1) - used.logsumexp(-1)
+            length = answer_length(batch.answer)
+            scale = (len(rows) * length).to(used.dtype).rsqrt().repeat_interleave(length)
+            (-(picked * scale).sum()).backward()
+            for name, p in found.items():
+                square = 0.0 if p.grad is None else float(p.grad.double().square().sum())
+                trace[name] = trace.get(name, 0.0) + square / p.numel()
+                p.grad = None
+    return trace
+
+
+def _batch(model: Model, rows: Sequence[Encoded], chosen: list[int]) -> Batch:
+    return collate([rows[i] for i in chosen], device=model.device)
+
+
+def _collect(found: dict[str, torch.nn.Parameter], total: Weights) -> None:
+    """Move gradients into the float32 accumulators; a parameter no example reached has gradient zero."""
+    for name, p in found.items():
+        gradient = torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
+        total[name] = total[name].add_(gradient) if name in total else gradient
+        p.grad = None
+
+
+def _plan(model: Model, *, accumulators: int, job: str) -> None:
+    weights = sum(p.numel() for p in model.hf.parameters())
+    needed = weights * (4 * accumulators + model.hf.dtype.itemsize)
+    plan_memory(job, needed, model.device, cure="Use a machine with more memory, or a smaller model.")
+
+
+def _checked(total: Weights, label: str) -> Weights:
+    for name, tensor in total.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NumericsError(f"{label}: {name} holds NaN or infinity; half precision may have overflowed: try float32.")
+    return total

@@ -1,0 +1,100 @@
+"""The model as a TransformerLens bridge or in nnsight, with shared weights and the user's own model left alone.
+
+Both libraries write into the module tree they are given. `TransformerBridge` renames every parameter, makes
+`save_pretrained` raise and turns attention eager; nnsight 0.8 puts its own `forward` and an `__nnsight__` attribute
+into every module and sets the tokenizer's pad token and side. Neither can be undone. So both get a clone of the
+structure that holds the same Parameter objects: no weight is copied, and an edit in place is seen on both sides.
+A backward pass through a view adds to the `.grad` of the model's own parameters.
+"""
+
+import copy
+import warnings
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.core.errors import missing_package
+
+
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """What a view needs of a model: the Hugging Face model and its tokenizer."""
+
+    @property
+    def hf(self) -> PreTrainedModel: ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+def clone_structure(hf: PreTrainedModel) -> PreTrainedModel:
+    """A second module tree over the same Parameter and buffer objects; the config is copied, the weights are not."""
+    return copy.deepcopy(hf, {id(t): t for t in (*hf.parameters(), *hf.buffers())})
+
+
+def as_bridge(model: HasTokenizer) -> Any:
+    """The model as a TransformerLens `TransformerBridge`: `run_with_cache`, `run_with_hooks`, W_E ... W_U.
+
+    Attention is eager in the bridge (its patterns are visible), so its logits agree with the model's to rounding, not
+    to the bit. Never call `enable_compatibility_mode` on it: that overwrites the shared weights with folded ones.
+    With a tokenizer that has no beginning-of-sequence token, none is prepended by default; with one that has no padding
+    token, texts of different length cannot be batched (TransformerLens pads with an id outside the vocabulary).
+
+    Args:
+        model: a `workbench` model (anything with `.hf` and `.tokenizer`).
+    Returns: a TransformerBridge whose parameters are the model's own. Warns where TransformerLens has to copy some
+        (interleaved query_key_value of GPT-NeoX): edits of those are seen by a new bridge only.
+    Raises: MissingPackageError without transformer-lens.
+    """
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError as error:
+        raise missing_package("transformer-lens", "as_bridge") from error
+
+    hf = model.hf
+    tokenizer = copy.deepcopy(model.tokenizer)
+    has_bos = tokenizer.bos_token is not None
+    # With this set TransformerLens does not load the tokenizer a second time by name, which fails for one that was
+    # moved or built in memory. It prepends the token itself instead.
+    tokenizer.init_kwargs = {"name_or_path": "", **tokenizer.init_kwargs, "add_bos_token": True}
+    with torch.random.fork_rng(devices=[]):  # splitting fused weights initializes modules that are then overwritten
+        bridge = TransformerBridge.boot_transformers(
+            hf.config.name_or_path or type(hf).__name__,
+            hf_model=clone_structure(hf),
+            tokenizer=tokenizer,
+            device=hf.device,
+            dtype=hf.dtype,
+        )
+    if not has_bos:
+        bridge.cfg.default_prepend_bos = False  # the one TransformerLens adds lies outside the model's vocabulary
+    _warn_about_copies(hf, bridge)
+    return bridge
+
+
+def as_nnsight(model: HasTokenizer) -> Any:
+    """The model in nnsight: `with view.trace("text"): h = view.model.layers[1].output.save()`, with HF's module names.
+
+    Args:
+        model: a `workbench` model (anything with `.hf` and `.tokenizer`).
+    Returns: an nnsight `TransformersModel` for text generation whose parameters are the model's own.
+    Raises: MissingPackageError without nnsight.
+    """
+    try:
+        from nnsight.modeling.transformers import TransformersModel
+    except ImportError as error:
+        raise missing_package("nnsight", "as_nnsight") from error
+
+    return TransformersModel(clone_structure(model.hf), tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
+
+
+def _warn_about_copies(hf: PreTrainedModel, bridge: Any) -> None:
+    """Warn if a parameter of the bridge lies in memory of its own, which no edit of the model reaches."""
+    ours = {p.untyped_storage().data_ptr() for p in hf.parameters()}
+    copies = [name for name, p in bridge.named_parameters() if p.untyped_storage().data_ptr() not in ours]
+    if copies:
+        warnings.warn(
+            f"as_bridge: TransformerLens copied {len(copies)} parameters of {type(hf).__name__} that it cannot view "
+            f"({copies[0]}, ...). Edits of these weights do not reach this bridge; make a new one after editing them.",
+            stacklevel=3,
+        )

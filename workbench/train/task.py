@@ -1,0 +1,63 @@
+"""What the training loop asks of a task, and the plainest task: answers to be learned."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.core.numerics import mean_nll
+from workbench.load.batches import Encoded, collate
+from workbench.load.models import Model
+from workbench.trace.forward import forward
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A set of examples, each with a loss. An example is whatever the task says: a row, or a pair of rows."""
+
+    def __len__(self) -> int:
+        """How many examples an epoch has."""
+        ...
+
+    def losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """One differentiable loss for each chosen example."""
+        ...
+
+    def tokens(self, chosen: Sequence[int], epoch: int) -> int:
+        """Tokens the chosen examples feed to the model, padding not counted."""
+        ...
+
+
+class AnswerTask:
+    """Learn the answers of some rows: the loss of a row is the mean NLL of its answer, in nats per token.
+
+    Args: group: rows forwarded together, those of similar length; None for all of a batch at once. Fewer rows mean less
+        padding, which pays on a CPU.
+    """
+
+    def __init__(self, model: Model, rows: Sequence[Encoded], *, group: int | None = None) -> None:
+        self.model = model
+        self.rows = rows
+        self.group = group
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """Mean NLL of each chosen row, the same in every epoch."""
+        del epoch
+        order = sorted(range(len(chosen)), key=lambda k: len(self.rows[chosen[k]].tokens))
+        size = self.group or len(order)
+        groups = [order[first : first + size] for first in range(0, len(order), size)]
+        values = torch.cat([self._forward([self.rows[chosen[k]] for k in group]) for group in groups])
+        return values[torch.tensor(order, device=values.device).argsort()]
+
+    def _forward(self, rows: list[Encoded]) -> Float[Tensor, "row"]:
+        return mean_nll(forward(self.model, collate(rows, device=self.model.device)))
+
+    def tokens(self, chosen: Sequence[int], epoch: int) -> int:
+        """Tokens of the chosen rows."""
+        del epoch
+        return sum(len(self.rows[i].tokens) for i in chosen)

@@ -1,0 +1,142 @@
+"""Run an unlearning objective on the one training loop: sets and an objective in, a Delta with its history and audit out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Literal
+
+from workbench.core.delta import Delta
+from workbench.core.errors import unknown
+from workbench.core.records import Examples, Provenance, check_disjoint
+from workbench.core.registry import objective as objectives
+from workbench.core.weights import Mask
+from workbench.load.batches import Encoded, encode_all
+from workbench.load.models import Model
+from workbench.train.loop import Audit, Check, fit
+from workbench.unlearn.pairs import Pairs, Weighting, answer_distributions, answer_logprob_rows, set_nll
+
+RETAIN_TERMS = ("none", "nll", "kl")
+PROBE_ROWS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearned:
+    """delta: what to add to the weights.   history: one dict a step and a check.   audit: what the run really did.
+
+    layers: per layer ||Delta||, ||W|| and their ratio.
+    """
+
+    delta: Delta
+    history: list[dict[str, float]]
+    audit: Audit
+    layers: list[dict[str, Any]]
+
+    @property
+    def moved(self) -> float:
+        """Share of all the model's weights whose bits, in its own dtype, the run changed."""
+        return self.audit.moved
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{escape(r['layer'])}</td><td>{r['ratio']:.3g}</td></tr>" for r in self.layers)
+        head = f"<p>{escape(repr(self.delta))}: {self.moved:.2%} of all weights moved in {self.audit.steps} steps"
+        stopped = f"; {escape(self.audit.stopped)}" if self.audit.stopped else ""
+        return f"{head}{stopped}</p><table><tr><th>layer</th><th>||Delta||/||W||</th></tr>{rows}</table>"
+
+
+def run(
+    model: Model,
+    forget: Examples,
+    retain: Examples,
+    *,
+    objective: str = "npo",
+    options: Mapping[str, Any] | None = None,
+    retain_term: Literal["none", "nll", "kl"] | None = None,
+    forget_weight: float | None = None,
+    retain_weight: float = 1.0,
+    mask: Mask | None = None,
+    epochs: int = 5,
+    batch_size: int = 16,
+    micro_batch: int | None = None,
+    lr: float = 1e-4,
+    schedule: str = "linear",
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    retain_budget: float | None = None,
+    seed: int = 0,
+    show: bool = False,
+) -> Unlearned:
+    """Unlearn `forget` while keeping `retain`; the model is left as it was, the result is a Delta.
+
+    Args:
+        objective: a registered objective: gradient_ascent, gradient_difference, npo, simnpo.
+        options: the objective's own options, such as {"beta": 0.1}.
+        retain_term: "none", "nll" (mean NLL of the retain answer), "kl" (mean over its answer tokens of
+            KL(reference || policy), over the full vocabulary) or None for the objective's usual one.
+        forget_weight: None for the objective's usual one (1; 0.125 for simnpo).
+        mask: only these weights can move; the others keep their bits.
+        retain_budget: stop before the mean NLL on the first 64 retain rows has risen by more than this, in nats per token;
+            the last epoch within the budget is returned.
+        epochs, batch_size, micro_batch, lr, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`. An epoch goes
+            once through the forget rows; retain rows are drawn without replacement in an order fixed by the seed.
+    Raises: UnknownNameError for the objective or an option; DataError if the sets share rows; MismatchError for another
+        model's mask; NumericsError if a loss is not finite; MemoryPlanError if the KL cache would not fit.
+    """
+    member = objectives[objective]
+    given = member.check_options(dict(options or {}))
+    term = retain_term or member.about["retain"]
+    if term not in RETAIN_TERMS:
+        raise unknown("retain_term", term, RETAIN_TERMS)
+    weight = member.about["forget_weight"] if forget_weight is None else forget_weight
+    check_disjoint(forget, retain)
+    forget_rows, retain_rows = encode_all(model, forget), encode_all(model, retain)
+    pairs = Pairs(
+        model,
+        forget_rows,
+        retain_rows,
+        objective=lambda policy, reference: member.function(policy, reference, **given),
+        weighting=Weighting(weight, retain_weight, term),
+        references=answer_logprob_rows(model, forget_rows) if member.about["needs_reference"] else None,
+        seed=seed,
+    )
+    if term == "kl":
+        used = sorted({pairs.partner(i, epoch) for epoch in range(epochs) for i in range(len(pairs))})
+        pairs.known = answer_distributions(model, retain_rows, used)
+    about = Provenance(
+        member.name,
+        model.fingerprint(),
+        {"forget": forget.fingerprint(), "retain": retain.fingerprint()},
+        {"objective": member.options | given, "retain_term": term, "forget_weight": weight, "retain_weight": retain_weight}
+        | {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "warmup": warmup}
+        | {"weight_decay": weight_decay, "clip_norm": clip_norm, "retain_budget": retain_budget}
+        | {"mask": None if mask is None else mask.provenance.as_dict()},
+        seed,
+        str(model.dtype),
+        "mean over forget-retain pairs",
+    )
+    trained = fit(
+        model,
+        pairs,
+        about,
+        mask=mask,
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        lr=lr,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        seed=seed,
+        check=_budget(model, retain_rows, retain_budget),
+        show=show,
+    )
+    return Unlearned(trained.delta, trained.history, trained.audit, trained.delta.by_layer(model))
+
+
+def _budget(model: Model, retain: list[Encoded], budget: float | None) -> Check | None:
+    """Stop when the mean NLL of the first retain rows has risen by more than `budget`."""
+    if budget is None:
+        return None
+    probe = retain[:PROBE_ROWS]
+    return Check(lambda: set_nll(model, probe), set_nll(model, probe) + budget, "retain_nll")
