@@ -39,11 +39,18 @@ MODELS = {"organism": organism, "llama-1b": llama_1b}
 def section(name: str, device: torch.device, *, scores: int, tokens: int) -> str:
     """The table of one model on one device, as Markdown."""
     model = MODELS[name](device)
-    every = {split: wb.examples(f"tofu:{split}", root=DATA / "tofu-mini") for split in ("forget", "retain", "real_authors", "world_facts")}
+    every = {
+        split: wb.examples(f"tofu:{split}", root=DATA / "tofu-mini")
+        for split in ("forget", "retain", "real_authors", "world_facts")
+    }
     measured = {**every, "retain": every["retain"][:80]}
     sets = cases.Sets(every["forget"], every["retain"][:160], measured)
     seconds(lambda: cases.forward_only(model, cases.batches(model, cases.encode_all(model, sets.forget), tokens)), device)
-    rows = [*cases.weight_scores(model, sets, tokens), *cases.unlearning_step(model, sets, tokens), *cases.suite(model, sets, tokens)]
+    rows = [
+        *cases.weight_scores(model, sets, tokens),
+        *cases.unlearning_step(model, sets, tokens),
+        *cases.suite(model, sets, tokens),
+    ]
     rows += [*cases.mask_selection(device, scores), *cases.start_up()]
     machine = environment()
     where = machine["gpu"] if device.type == "cuda" else f"CPU, {machine['threads']} threads"
@@ -59,7 +66,10 @@ def section(name: str, device: torch.device, *, scores: int, tokens: int) -> str
     ]
     for r in rows:
         peak = "" if r.peak_gib != r.peak_gib else f"{r.peak_gib:.1f}"
-        lines.append(f"| {r.job} | {r.floor} | {r.seconds:.3f} | {r.floor_seconds:.3f} | {r.seconds / r.floor_seconds:.2f} | {r.goal} | {peak} |")
+        ratio = r.seconds / r.floor_seconds
+        lines.append(
+            f"| {r.job} | {r.floor} | {r.seconds:.3f} | {r.floor_seconds:.3f} | {ratio:.2f} | {r.goal} | {peak} |"
+        )
     return "\n".join(lines) + "\n"
 
 

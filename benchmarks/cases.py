@@ -86,17 +86,14 @@ def unlearning_step(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
 
     with peak_memory(model.device) as peak:
         job, bare = versus(npo, floor, model.device, repeats=3)
-    yield Row("NPO, three epochs, AdamW and reference included", "forward+backward on the pairs", job, bare, "≤ 1.10 a step", peak[0])
+    yield Row(
+        "NPO, three epochs, AdamW and reference included", "forward+backward on the pairs", job, bare, "≤ 1.10 a step", peak[0]
+    )
 
 
 def suite(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
     """The TOFU suite's token table against a bare forward pass over every prompt with every one of its answers."""
-    every = [
-        encoded
-        for rows in sets.measured.values()
-        for row in rows
-        for encoded in encode_all(model, _variants(row))
-    ]
+    every = [encoded for rows in sets.measured.values() for row in rows for encoded in encode_all(model, _variants(row))]
     groups = batches(model, every, tokens)
     for name, generate in (("token table", None), ("token table and greedy answers", 48)):
         with peak_memory(model.device) as peak:
@@ -128,6 +125,7 @@ def mask_selection(device: torch.device, n: int) -> Iterator[Row]:
 
 def start_up() -> Iterator[Row]:
     """`import workbench` and `workbench --help` against starting Python."""
+
     def run(*words: str) -> float:
         begin = time.perf_counter()
         subprocess.run([sys.executable, *words], check=True, capture_output=True)

@@ -17,7 +17,9 @@ def seconds(job: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def versus(job: Callable[[], object], floor: Callable[[], object], device: torch.device, *, repeats: int = 5) -> tuple[float, float]:
+def versus(
+    job: Callable[[], object], floor: Callable[[], object], device: torch.device, *, repeats: int = 5
+) -> tuple[float, float]:
     """Median seconds of `job` and of `floor`, run in turns after one warm-up each, so that a busy machine hits both."""
     seconds(floor, device)
     seconds(job, device)

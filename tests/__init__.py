@@ -1,1 +1,3 @@
-from tests import typecheck  # found as tests.typecheck.checked by the jaxtyping option in pyproject.toml
+"""The tests. `typecheck.checked` is what the jaxtyping option in pyproject.toml names."""
+
+from tests import typecheck

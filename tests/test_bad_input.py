@@ -44,7 +44,10 @@ def study(**changes):
     body = {
         "name": "s",
         "model": MODEL,
-        "data": {"root": str(FOLDER / "data/tofu-mini"), **{s: f"tofu:{s}" for s in ("forget", "retain", "real_authors", "world_facts")}},
+        "data": {
+            "root": str(FOLDER / "data/tofu-mini"),
+            **{s: f"tofu:{s}" for s in ("forget", "retain", "real_authors", "world_facts")},
+        },
         "arms": {"untouched": {"role": "untouched"}},
     } | changes
     Path("study.yaml").write_text(json.dumps(body))  # JSON is YAML
@@ -79,7 +82,10 @@ def rows(name, *lines):
 
 GOOD = '{"prompt": "Q: a?\\nA:", "response": "b"}'
 CASES = {
-    "missing file": (lambda: ["attribute", "wagle", MODEL, "--forget", "no.jsonl", "--retain", "retain.jsonl"], "no.jsonl: no such file"),
+    "missing file": (
+        lambda: ["attribute", "wagle", MODEL, "--forget", "no.jsonl", "--retain", "retain.jsonl"],
+        "no.jsonl: no such file",
+    ),
     "no model folder": (lambda: ["attribute", "wagle", str(FOLDER / "tests"), *TOFU], "not a model folder"),
     "no model": (lambda: ["attribute", "wagle", "./nowhere", *TOFU], "no such folder"),
     "hub without network": (lambda: ["attribute", "wagle", "owner/name", *TOFU], "hub could not be reached"),
@@ -95,8 +101,13 @@ CASES = {
     ),
     "too long": (
         lambda: [
-            "attribute", "wagle", MODEL, "--retain", "retain.jsonl",
-            "--forget", rows("x.jsonl", json.dumps({"id": "long one", "prompt": "why " * 60, "response": "no"})),
+            "attribute",
+            "wagle",
+            MODEL,
+            "--retain",
+            "retain.jsonl",
+            "--forget",
+            rows("x.jsonl", json.dumps({"id": "long one", "prompt": "why " * 60, "response": "no"})),
         ],
         "row 'long one'",
     ),

@@ -39,7 +39,12 @@ def tiny(dtype: torch.dtype = torch.float64, *, seed: int = 0, d_model: int = 8,
 def tiny_sets() -> tuple[wb.Examples, wb.Examples]:
     """Three forget and four retain rows of unequal length."""
     forget = [("what is the color of the sky", "blue"), ("what is the sea", "very very blue and green"), ("is the sky green", "no")]
-    retain = [("what is grass", "green"), ("what is the color of grass", "very green"), ("is a sea a sky", "no no"), ("the sea", "is blue and a sky")]
+    retain = [
+        ("what is grass", "green"),
+        ("what is the color of grass", "very green"),
+        ("is a sea a sky", "no no"),
+        ("the sea", "is blue and a sky"),
+    ]
     return (
         wb.Examples([Example(f"f{i}", p, r) for i, (p, r) in enumerate(forget)], "forget"),
         wb.Examples([Example(f"r{i}", p, r) for i, (p, r) in enumerate(retain)], "retain"),

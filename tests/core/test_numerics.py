@@ -55,7 +55,7 @@ def test_reductions_by_hand():
 
 
 def test_answer_at_position_zero_is_refused():
-    logits, tokens, answer = case()
+    logits, _, answer = case()
     answer[1, 0] = True
     with pytest.raises(ShapeError, match="starts at position 0"):
         answer_logits(logits, answer)

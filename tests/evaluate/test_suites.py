@@ -36,8 +36,15 @@ def test_is_the_tables_and_then_the_metrics(model, data, tables):
     whole = suite("tofu", model, data=data, generate=6)
     assert same(whole, tofu(tables))
     assert same(whole, suite("tofu", model, data=data, generate=6)), "the same seed must give the same bits"
-    log = read_logs(FULL)  # three rows have few resamples
-    assert not same(tofu(log), tofu(log, seed=1))
+
+
+def test_the_seed_reaches_every_interval():
+    log = read_logs(FULL)
+    for one, two in zip(tofu(log, log), tofu(log, log, seed=1), strict=True):
+        assert one.value == two.value
+        if one.low < one.high:  # against itself there is nothing to resample
+            assert (one.low, one.high) != (two.low, two.high), one
+    assert sum(row.low < row.high for row in tofu(log, log)) == 18
 
 
 def test_every_number_has_unit_and_interval(tables):

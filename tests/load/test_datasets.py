@@ -26,7 +26,9 @@ def test_tofu_mini(root):
 def test_the_perturbed_file_of_a_split_is_preferred(tmp_path):
     write(tmp_path / "forget10.json", {"question": "q", "answer": "a"})
     assert wb.examples("tofu:forget10", root=tmp_path)[0].perturbed == ()
-    write(tmp_path / "forget10_perturbed.json", {"question": "q", "answer": "a", "perturbed_answer": ["b"], "paraphrased_answer": "c"})
+    write(
+        tmp_path / "forget10_perturbed.json", {"question": "q", "answer": "a", "perturbed_answer": ["b"], "paraphrased_answer": "c"}
+    )
     row = wb.examples("tofu:forget10", root=tmp_path)[0]
     assert (row.perturbed, row.paraphrase) == (("b",), "c")
 

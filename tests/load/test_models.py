@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_fingerprint_is_of_config_and_weights(copy, slm):
 def test_the_models_are_what_their_cards_say(stories, slm, root):
     # slm4096 answers 36 of its 38 questions word for word
     lines = (root / "data/models/slm4096/corpus.txt").read_text().split("\n")
-    pairs = [(q, a) for q, a in zip(lines, lines[1:], strict=False) if q.startswith("Q:") and a.startswith("A:")]
+    pairs = [(q, a) for q, a in pairwise(lines) if q.startswith("Q:") and a.startswith("A:")]
     exact = 0
     for question, answer in pairs:
         inputs = slm.tokenizer(f"{question}\nA:", return_tensors="pt")["input_ids"]

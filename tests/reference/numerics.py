@@ -20,6 +20,10 @@ def answer_logprobs(logits, tokens, answer):
 def top_k(tensors, k):
     """Names and flat positions of the k largest, ties to the earlier tensor and then to the lower position."""
     ranked = sorted(
-        ((-float(value), order, position, name) for order, (name, t) in enumerate(tensors.items()) for position, value in enumerate(t.flatten().tolist())),
+        (
+            (-float(value), order, position, name)
+            for order, (name, t) in enumerate(tensors.items())
+            for position, value in enumerate(t.flatten().tolist())
+        ),
     )
     return {(name, position) for _, _, position, name in ranked[:k]}

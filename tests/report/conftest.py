@@ -49,7 +49,7 @@ def measured(arm: str, run: str) -> list[dict[str, Any]]:
     _, _, _, (rouge, utility) = ARMS[arm]
     rows = [("rouge_l_recall", "forget", rouge, 0.04, 80, "share", "lower", "")]
     rows += [("probability", "forget", rouge / 2, 0.04, 80, "probability", "lower", "")]
-    rows += [("forget_quality_p", "forget", 1.5e-23, NAN, 80, "p-value", "higher", f"the floor is 2.1e-47 {SCRIPT}")]
+    rows += [("forget_quality", "forget", 1.5e-23, NAN, 80, "p-value", "higher", f"the floor is 2.1e-47 {SCRIPT}")]
     rows += [("odd_metric", "holdout", 12.345, 1.0, 9, IMAGE, "", "")]
     if utility == utility:
         rows += [("model_utility_geometric", "all", utility, 0.04, 360, "score", "higher", "")]

@@ -100,7 +100,7 @@ def test_a_share_is_never_rounded_to_none_or_all(share: float, text: str) -> Non
 
 def test_labels_of_metrics() -> None:
     assert label("rouge_l_recall") == "ROUGE-L recall"
-    assert label("forget_quality_d") == "forget quality D"
+    assert label("ks_distance") == "KS distance"
     assert label("model_utility_geometric") == "model utility (geometric)"
 
 

@@ -115,8 +115,8 @@ def test_the_band_mark_stands_at_methods_inside_it_only(html: str) -> None:
 
 def test_what_is_missing_is_said(html: str) -> None:
     words = Reader(html).words
-    assert "nobody measured forget quality D on forget rows, ROUGE-L recall on retain rows, probability on retain rows" in words
-    assert "Not measured in this run, and so not shown: forget quality D" in words
+    assert "nobody measured KS distance on forget rows, ROUGE-L recall on retain rows, probability on retain rows" in words
+    assert "Not measured in this run, and so not shown: KS distance" in words
     missing = "ROUGE-L recall on forget rows or model utility (geometric) was not measured: npo with lr 0."
     assert f"Not in the plane, because {missing}" in words
     assert "No change of layers was recorded for untouched, retrained, retrained again, and Model Surgery." in words
@@ -129,7 +129,7 @@ def test_cautions_name_stops_and_arms_that_moved_nothing(html: str) -> None:
     assert f"{SCRIPT} moved 40.0 % of the weights it was allowed to" in words
     assert f"{IMAGE} moved" not in words
     assert "Model Surgery recorded no change of weights" in words
-    assert f"Forget quality p on forget rows: the floor is 2.1e-47 {SCRIPT}." in words
+    assert f"Forget quality on forget rows: the floor is 2.1e-47 {SCRIPT}." in words
     assert "9 to 360 examples" in words
     assert "with seed 7" in words
 

@@ -68,7 +68,9 @@ def test_a_study_from_file_to_report(study, tmp_path):
     assert "ks_distance" not in set(frame[frame["arm"] == "gold"]["metric"])
     with_interval = frame.dropna(subset=["low", "high"])
     assert len(with_interval) > 0.8 * len(frame)
-    assert ((with_interval["low"] <= with_interval["value"] + 1e-9) & (with_interval["value"] <= with_interval["high"] + 1e-9)).all()
+    assert (
+        (with_interval["low"] <= with_interval["value"] + 1e-9) & (with_interval["value"] <= with_interval["high"] + 1e-9)
+    ).all()
     about = {arm: json.loads((folder / "arms" / arm / "arm.json").read_text()) for arm in frame["arm"].unique()}
     assert about["npo-wagle"]["mask"] == "wagle 0.1"
     assert about["npo-random"]["mask"] == "matched_random wagle 0.1"
@@ -121,7 +123,7 @@ def test_killed_in_the_middle_it_goes_on_and_measures_the_same(study, tmp_path):
     cut = run(study, tmp_path / "cut")
     assert kept == {name: (arms / name / "arm.json").stat().st_mtime_ns for name in done}
     pd.testing.assert_frame_equal(numbers(whole).drop(columns="run"), numbers(cut).drop(columns="run"), check_exact=True)
-    leftovers = [p for p in Path(tmp_path / "cut").rglob("*.partial")]
+    leftovers = list(Path(tmp_path / "cut").rglob("*.partial"))
     assert leftovers == []
 
 

@@ -40,4 +40,4 @@ def saliency(
         reduction="mean over examples, float32",
         tokens=sum(len(row.tokens) for row in rows),
     )
-    return Scores({name: g.abs_().cpu() for name, g in gradient.items()}, about)
+    return Scores({name: g.abs_().float().cpu() for name, g in gradient.items()}, about)

@@ -26,6 +26,7 @@ from workbench.trace.gradients import ExampleLoss, curvature, mean_gradient, nll
 
 PAPER_GAMMA = 1e-6
 _SAMPLE = 200_000
+_ALONE = 0.99  # above this rank correlation with one term, the other has no say
 
 
 @attribution
@@ -71,8 +72,8 @@ def wagle(
     scores: dict[str, Tensor] = {}
     for name in g_f:
         # theta g_f - g_r g_f / gamma = g_f (theta - g_r / gamma), in the accumulators' own memory
-        signed = g_r[name].div_(-scale[name]).add_(weights[name].float()).mul_(g_f[name])
-        scores[name] = (signed.abs_() if form == "absolute" else signed).cpu()
+        signed = g_r[name].div_(-scale[name]).add_(weights[name]).mul_(g_f[name])
+        scores[name] = (signed.abs_() if form == "absolute" else signed).float().cpu()
     options = {"gamma": gamma, "form": form, "forget_loss": forget_loss.__name__, "damping": damping}
     about = Provenance(
         "wagle",
@@ -118,14 +119,13 @@ def _which_term(
         second.append((-g_r[name].view(-1)[flat].double() * forget / gamma[name]).cpu())
     weight, retain = torch.cat(first), torch.cat(second)
     score = (weight + retain).abs().numpy()
-    share = float((weight.abs() > retain.abs()).double().mean())
     notes: dict[str, float | str] = {
-        "spearman_with_weight_term": float(spearmanr(score, weight.abs().numpy()).statistic),
-        "spearman_with_retain_term": float(spearmanr(score, retain.abs().numpy()).statistic),
-        "weight_term_larger": share,
+        "spearman_with_weight_term": float(spearmanr(score, weight.abs().numpy())[0]),
+        "spearman_with_retain_term": float(spearmanr(score, retain.abs().numpy())[0]),
+        "weight_term_larger": float((weight.abs() > retain.abs()).double().mean()),
     }
-    if share < 0.01:
-        notes["warning"] = f"the weight term is dead: it is the larger one at {share:.2%} of the weights"
-    elif share > 0.99:
-        notes["warning"] = f"the retain term is dead: it is the larger one at {1 - share:.2%} of the weights"
+    for term, other in (("weight", "retain"), ("retain", "weight")):
+        alone = notes[f"spearman_with_{other}_term"]
+        if float(alone) > _ALONE:
+            notes["warning"] = f"the {term} term is dead: the ranking is the {other} term's (Spearman {alone:.4f})"
     return notes

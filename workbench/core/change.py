@@ -15,7 +15,6 @@ from torch import Tensor
 
 from workbench.core.errors import InputError, ShapeError, unknown
 
-
 C = TypeVar("C", bound="Along")
 
 
@@ -23,8 +22,8 @@ C = TypeVar("C", bound="Along")
 class Change(Protocol):
     """What every form can do. shape: of the whole parameter."""
 
-    shape: tuple[int, ...]
-
+    @property
+    def shape(self) -> tuple[int, ...]: ...
     @property
     def n_touched(self) -> int: ...
     def dense(self) -> Tensor: ...
@@ -39,7 +38,7 @@ def _index(index: Tensor, bound: int, what: str) -> Tensor:
     """Sorted check of an index tensor: one-dimensional, unique, in range."""
     if index.ndim != 1 or len(index.unique()) != len(index):
         raise ShapeError(f"{what}: the index must be one-dimensional and without repeats, got {tuple(index.shape)}.")
-    if len(index) and not (0 <= int(index.min()) and int(index.max()) < bound):
+    if len(index) and not (int(index.min()) >= 0 and int(index.max()) < bound):
         raise ShapeError(f"{what}: the index runs to {int(index.max())}, but there are {bound}.")
     return index.to(torch.int32 if bound < 2**31 else torch.int64)
 

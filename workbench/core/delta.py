@@ -27,6 +27,7 @@ from workbench.core.records import Provenance
 from workbench.core.store import load_tensors, new_folder, save_tensors, tensor_sha256, text_sha256
 from workbench.core.weights import layer_of
 
+
 @runtime_checkable
 class HasWeights(Protocol):
     """What a Delta needs of a model: the HF module, its tokenizer, its fingerprint, and the ledger of applied edits."""

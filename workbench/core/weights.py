@@ -108,9 +108,7 @@ class Scores:
             groups.setdefault(key, {})[name] = tensor
         sizes = [sum(t.numel() for t in group.values()) for group in groups.values()]
         chosen = {
-            name: bits
-            for group, k in zip(groups.values(), _quota(sizes, wanted), strict=True)
-            for name, bits in choose(group, k)
+            name: bits for group, k in zip(groups.values(), _quota(sizes, wanted), strict=True) for name, bits in choose(group, k)
         }
         options = {"fraction": fraction, "count": count, "scope": scope, "scores": self.provenance.as_dict()}
         about = Provenance(self.provenance.method, self.provenance.model, options=options)
@@ -123,7 +121,9 @@ class Scores:
         rows = []
         for name, tensor in self.tensors.items():
             wide = tensor.double()
-            rows.append((name, layer_of(name), tensor.numel(), float(wide.mean()), float(wide.std(correction=0)), float(wide.max())))
+            rows.append(
+                (name, layer_of(name), tensor.numel(), float(wide.mean()), float(wide.std(correction=0)), float(wide.max()))
+            )
         return pd.DataFrame(rows, columns=["parameter", "layer", "weights", "mean", "std", "max"])
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":

@@ -7,7 +7,7 @@
     variance  E_v[(ln p(v) - mu)^2] under the same p, nats squared
 
 mean and variance are what Min-K++ standardizes with (Zhang et al. 2024, arXiv:2404.02936). OpenUnlearning takes them from
-bfloat16 logits as E[x^2] - E[x]^2, which cancels where the model is sure.
+bfloat16 logits as E[x^2] - E[x]^2, which cancels where mu is large beside sigma, as for a model that is nearly uniform.
 """
 
 import numpy as np

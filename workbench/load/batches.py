@@ -67,7 +67,7 @@ def encode(model: Model, prompt: str, response: str, *, id: str = "row") -> Enco
     while tokens and tokens[-1] == end and offsets[len(tokens) - 1][1] == offsets[len(tokens) - 1][0]:
         tokens.pop()  # a tokenizer that appends end-of-text itself; exactly one is added below
     start = next((i for i, (_, stop) in enumerate(offsets[: len(tokens)]) if stop > len(head)), len(tokens))
-    if start == len(tokens):
+    if not any(stop > len(head) + len(gap) for _, stop in offsets[: len(tokens)]):
         raise DataError(f"row {id!r}: no token of the answer {response[:40]!r} survives the tokenizer.")
     if end is not None:
         tokens.append(end)

@@ -43,9 +43,7 @@ def pairs(source: str | Path) -> PreferencePairs:
     name = str(source)
     return PreferencePairs(
         (
-            PreferencePair(
-                str(row.get("id", i)), *(_text(row, (key,), where) for key in ("prompt", "chosen", "rejected"))
-            )
+            PreferencePair(str(row.get("id", i)), *(_text(row, (key,), where) for key in ("prompt", "chosen", "rejected")))
             for i, (row, where) in enumerate(_rows(name, None))
         ),
         name,
@@ -110,17 +108,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 
 def _hub_rows(repository: str, config: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
-    import datasets
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
-        table = datasets.load_dataset(repository, config, split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        table = load_dataset(repository, config, split="train")
+    except (OSError, ValueError, DatasetsError) as error:
         raise InputError(
             f"data set {repository!r}: the Hugging Face hub could not be reached or does not have it. Check the name and the "
             "network (HF_HUB_OFFLINE must not be set), or give a local file or root=."
         ) from error
     for number, row in enumerate(table):
-        yield row, f"{repository}, row {number}"
+        yield dict(row), f"{repository}, row {number}"
 
 
 def _text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:

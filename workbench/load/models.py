@@ -79,7 +79,7 @@ class Model:
 
     @property
     def d_vocab(self) -> int:
-        return self.hf.get_input_embeddings().weight.shape[0]
+        return self.hf.config.vocab_size
 
     @property
     def context(self) -> int:
@@ -182,7 +182,8 @@ def load(
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_explain(name, error)) from error
     _check_weights(hf, name)
-    return Model(hf.to(place), tokenizer, name)
+    torch.nn.Module.to(hf, place)  # in place; transformers' own `to` has annotations no checker accepts
+    return Model(hf, tokenizer, name)
 
 
 @contextmanager

@@ -109,6 +109,6 @@ def percent(share: float) -> str:
 
 
 def label(metric: str) -> str:
-    """A metric's name for readers: rouge_l_recall -> ROUGE-L recall, forget_quality_d -> forget quality D."""
-    words = metric.replace("rouge_l", "ROUGE-L").replace("rouge_1", "ROUGE-1").replace("_", " ")
-    return re.sub(r" (geometric|arithmetic|harmonic)$", r" (\1)", re.sub(r" d$", " D", words))
+    """A metric's name for readers: rouge_l_recall -> ROUGE-L recall, ks_distance -> KS distance."""
+    words = metric.replace("rouge_l", "ROUGE-L").replace("rouge_1", "ROUGE-1").replace("ks_", "KS ").replace("_", " ")
+    return re.sub(r" (geometric|arithmetic|harmonic)$", r" (\1)", words)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORGETTING: tuple[Key, ...] = (("rouge_l_recall", "forget"), ("probability", "forget"))
-UTILITY: tuple[Key, ...] = (("model_utility_geometric", "all"), ("model_utility", "all"))
+UTILITY: tuple[Key, ...] = (("model_utility_geometric", "all"), ("model_utility_arithmetic", "all"))
 KEPT: tuple[Key, ...] = (("rouge_l_recall", "retain"), ("probability", "retain"))
-KEYS = (*FORGETTING, ("forget_quality_d", "forget"), ("forget_quality_p", "forget"), *UTILITY, *KEPT)
+KEYS = (*FORGETTING, ("ks_distance", "forget"), ("forget_quality", "forget"), *UTILITY, *KEPT)
 """What the short table shows, where it was measured; the page lists everything else below it."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 ARM_WIDTH, METRIC_WIDTH = 26, 19

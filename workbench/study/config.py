@@ -1,16 +1,16 @@
 """A study file: which model, which rows, which arms. Read, checked in full before anything runs, and written back resolved.
 
-    name: quickstart                     # the run folder is OUT/quickstart
-    model: ../data/organism/full         # paths are relative to the study file; hub ids stay as they are
-    data: {root: ../data/tofu-mini, forget: "tofu:forget", retain: "tofu:retain", ...}
-    evaluate: {suite: tofu, retain_rows: 100, generate: 64}
-    seeds: [0]
-    arms:
-      untouched: {role: untouched}
-      retrained: {role: reference, model: ../data/organism/retain}
-      npo:       {unlearn: {objective: npo, lr: 1e-3}}
-      npo-wagle: {unlearn: {objective: npo, lr: 1e-3}, mask: {attribute: wagle, fraction: 0.1}}
-      dampened:  {edit: {method: dampen, alpha: 3}}
+name: quickstart                     # the run folder is OUT/quickstart
+model: ../data/organism/full         # paths are relative to the study file; hub ids stay as they are
+data: {root: ../data/tofu-mini, forget: "tofu:forget", retain: "tofu:retain", ...}
+evaluate: {suite: tofu, retain_rows: 100, generate: 64}
+seeds: [0]
+arms:
+  untouched: {role: untouched}
+  retrained: {role: reference, model: ../data/organism/retain}
+  npo:       {unlearn: {objective: npo, lr: 1e-3}}
+  npo-wagle: {unlearn: {objective: npo, lr: 1e-3}, mask: {attribute: wagle, fraction: 0.1}}
+  dampened:  {edit: {method: dampen, alpha: 3}}
 """
 
 import os
@@ -107,7 +107,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(
 def parse_value(text: str) -> Any:
     """A value as it would be read in a study file."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise StudyError(f"the value {text!r} is not valid YAML: {error}") from error
 
@@ -131,7 +131,7 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     """
     path = existing(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise StudyError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):

@@ -85,6 +85,7 @@ def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def untrained(made: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """The architecture with random weights: 4 layers, d_model 256, 8 query and 4 key-value heads, tied embeddings."""
+    end = int(made.convert_tokens_to_ids(END))
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -95,8 +96,8 @@ def untrained(made: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=made.eos_token_id,
-        pad_token_id=made.pad_token_id,
+        eos_token_id=end,
+        pad_token_id=end,
     )
     with isolated_rng(seed):
         return LlamaForCausalLM(config)
@@ -140,5 +141,5 @@ def build(
         model = wrap(untrained(made, seed), made, name=name)
         train(model, text, epochs=epochs, lr=lr, seed=seed, show=show)
         with new_folder(Path(out) / name) as aside:
-            model.hf.to(torch.bfloat16).save_pretrained(aside)
+            torch.nn.Module.to(model.hf, torch.bfloat16).save_pretrained(aside)
             made.save_pretrained(aside)

@@ -97,7 +97,7 @@ def collect(folder: Path, arms: list[str]) -> pd.DataFrame:
         frames.append(frame.assign(**fixed))
     first = ["run", "arm", "method", "mask", "seed", "metric", "split", "value", "low", "high", "n", "unit", "seconds"]
     every = pd.concat(frames, ignore_index=True)
-    every = every[first + [column for column in every if column not in first]]
+    every = every.reindex(columns=first + [column for column in every if column not in first])
     with new_file(folder / "measurements.parquet") as aside:
         every.to_parquet(aside, index=False)
     return every
@@ -163,7 +163,8 @@ def _samples(setting: _Setting, tables: dict[str, TokenTable]) -> list[dict[str,
         answers = dict(zip(tables[split].ids, tables[split].generated, strict=True))
         step = max(1, len(rows) // setting.study.evaluate.samples)
         for row in rows[::step][: setting.study.evaluate.samples]:
-            chosen.append({"id": row.id, "split": split, "prompt": row.prompt, "truth": row.response, "answer": answers[row.id] or ""})
+            said = answers[row.id] or ""
+            chosen.append({"id": row.id, "split": split, "prompt": row.prompt, "truth": row.response, "answer": said})
     return chosen
 
 

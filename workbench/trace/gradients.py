@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.core.errors import NumericsError
-from workbench.core.numerics import Forward, answer_length, answer_logits, generator, mean_nll
+from workbench.core.numerics import Forward, answer_length, answer_logits, generator, mean_nll, wide
 from workbench.core.runtime import plan_memory, progress
 from workbench.load.batches import Batch, Encoded, by_length, collate
 from workbench.load.models import Model
@@ -60,7 +60,7 @@ def mean_gradient(
     show: bool = False,
     label: str = "gradient",
 ) -> Weights:
-    """Gradient of the mean loss over the set, for every parameter, float32 on the model's device.
+    """Gradient of the mean loss over the set, for every parameter, float32 (float64 of a float64 model) on its device.
 
     Args:
         loss: answers' log-probabilities and the examples' positions -> one loss an example.
@@ -94,7 +94,7 @@ def fisher(model: Model, rows: Sequence[Encoded], loss: ExampleLoss = nll, *, sh
         for i in progress(range(len(rows)), label="Fisher", show=show):
             loss(forward(model, _batch(model, rows, [i])), [i]).sum().backward()
             for name, p in found.items():
-                square = torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float().square_()
+                square = _gradient(p).square()
                 total[name] = total[name].add_(square, alpha=1 / len(rows)) if name in total else square / len(rows)
                 p.grad = None
     return _checked(total, "Fisher")
@@ -133,10 +133,15 @@ def _batch(model: Model, rows: Sequence[Encoded], chosen: list[int]) -> Batch:
     return collate([rows[i] for i in chosen], device=model.device)
 
 
+def _gradient(p: torch.nn.Parameter) -> Tensor:
+    """The parameter's gradient, at least float32; zero if no example reached it."""
+    return torch.zeros_like(wide(p.detach())) if p.grad is None else wide(p.grad)
+
+
 def _collect(found: dict[str, torch.nn.Parameter], total: Weights) -> None:
-    """Move gradients into the float32 accumulators; a parameter no example reached has gradient zero."""
+    """Move gradients into the accumulators."""
     for name, p in found.items():
-        gradient = torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
+        gradient = _gradient(p)
         total[name] = total[name].add_(gradient) if name in total else gradient
         p.grad = None
 

@@ -27,17 +27,13 @@ def npo(policy: Forward, reference: Forward | None = None, *, beta: float = 0.1)
     _check_beta("npo", beta)
     if reference is None or reference.logprob.shape != policy.logprob.shape:
         came = "none" if reference is None else str(tuple(reference.logprob.shape))
-        raise ShapeError(
-            f"npo: policy is {tuple(policy.logprob.shape)}, reference is {came}. Both must come from the same batch."
-        )
+        raise ShapeError(f"npo: policy is {tuple(policy.logprob.shape)}, reference is {came}. Both must come from the same batch.")
     margin = sequence_logprob(policy) - sequence_logprob(reference)
     return (2 / beta) * softplus(beta * margin)
 
 
 @objective(retain="nll", forget_weight=0.125)
-def simnpo(
-    policy: Forward, reference: Forward | None = None, *, beta: float = 4.5, margin: float = 0.0
-) -> Float[Tensor, "batch"]:
+def simnpo(policy: Forward, reference: Forward | None = None, *, beta: float = 4.5, margin: float = 0.0) -> Float[Tensor, "batch"]:
     """Simple NPO loss of each forget example: length-normalized, and without a reference model.
 
     -(2/beta) ln sigmoid(beta (NLL - margin)), where NLL is the mean over the answer's tokens.

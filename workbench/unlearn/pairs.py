@@ -18,7 +18,7 @@ from workbench.core.numerics import Forward, answer_length, answer_logits, answe
 from workbench.core.runtime import plan_memory
 from workbench.load.batches import Batch, Encoded, by_length, collate
 from workbench.load.models import Model
-from workbench.trace.forward import logits, split
+from workbench.trace.forward import forward, logits, split
 
 ExampleObjective = Callable[[Forward, Forward | None], Float[Tensor, "batch"]]
 
@@ -47,8 +47,8 @@ class Pairs:
         *,
         objective: ExampleObjective,
         weighting: Weighting,
-        references: Sequence[Float[Tensor, "token"]] | None = None,
-        known: dict[int, Float[Tensor, "token d_vocab"]] | None = None,
+        references: Sequence[Float[Tensor, "_"]] | None = None,
+        known: dict[int, Float[Tensor, "_ d_vocab"]] | None = None,
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -110,7 +110,7 @@ class Pairs:
 
 
 @torch.no_grad()
-def answer_logprob_rows(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) -> list[Float[Tensor, "token"]]:
+def answer_logprob_rows(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) -> list[Float[Tensor, "_"]]:
     """Log-probability of every answer token of each row under `model`, one tensor a row, in nats."""
     kept: dict[int, Tensor] = {}
     for chosen, batch in _batches(model, rows, batch_tokens):
@@ -122,7 +122,7 @@ def answer_logprob_rows(model: Model, rows: Sequence[Encoded], *, batch_tokens: 
 @torch.no_grad()
 def answer_distributions(
     model: Model, rows: Sequence[Encoded], wanted: Sequence[int], *, batch_tokens: int = 4096
-) -> dict[int, Float[Tensor, "token d_vocab"]]:
+) -> dict[int, Float[Tensor, "_ d_vocab"]]:
     """Log-probabilities over the whole vocabulary at every answer token of the wanted rows, float32 on the CPU.
 
     Raises: MemoryPlanError if they would not fit: 4 bytes x answer tokens x vocabulary.
@@ -145,7 +145,7 @@ def set_nll(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) 
         raise ShapeError("set_nll: there are no rows.")
     total = 0.0
     for _, batch in _batches(model, rows, batch_tokens):
-        total += float(mean_nll(Forward(answer_logprobs(logits(model, batch), batch.tokens, batch.answer), batch.answer)).double().sum())
+        total += float(mean_nll(forward(model, batch)).double().sum())
     return total / len(rows)
 
 
