@@ -258,14 +258,16 @@ def organism(
     tofu: Annotated[Path | None, typer.Option(help="Cut the rows out of TOFU's own files in this folder first.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="full, retain or retain-b; repeat it. All three without it.")] = None,
     epochs: Annotated[int, typer.Option(help="Times through all rows.")] = 40,
+    check: Annotated[bool, typer.Option("--measure", help="Train nothing; measure the models in OUT.")] = False,
 ) -> None:
-    """Train the three bundled models from scratch: full, retain, retain-b (about ten minutes each on two cores)."""
-    from workbench.study.organism import SEEDS, build, rows
+    """Train the bundled models from scratch (about ten minutes each on two cores), or --measure those that are there."""
+    from workbench.study.organism import SEEDS, build, measure, rows
 
     if tofu is not None:
         rows(tofu, data)
-    build(data, out, only=only or list(SEEDS), epochs=epochs)
-    typer.echo(f"models: {out}")
+    if not check:
+        build(data, out, only=only or list(SEEDS), epochs=epochs)
+    typer.echo(measure(out, data).round(4).to_string(index=False))
 
 
 @app.command()

@@ -85,14 +85,14 @@ def tofu(tables: Mapping[str, Table], reference: Mapping[str, Table] | None = No
         reference: {"forget": table} of a model retrained without the forget rows, on the same rows.
         seed: of every bootstrap.
     Returns: Measurements; metric names are the registry's, with `_arithmetic` added where the truth ratio is not the geometric
-        one. Model utility stands under the split "utility".
+        one. Model utility stands under the split "all".
     Raises: DataError if a split is missing, rows lack false answers or paraphrases, or the reference has other rows.
     Reference: Maini et al. 2024, arXiv:2401.06121. Means over examples; intervals resample examples.
     """
     ready = {split: _with_recall(answers(tables[split])) for split in _complete(tables)}
     rows = [row for split, table in ready.items() for row in _split_rows(split, table, seed)]
     for function in (model_utility_geometric, model_utility_arithmetic):
-        rows.append(_row(function.__name__, function.__name__, "utility", function(ready, seed=seed)))
+        rows.append(_row(function.__name__, function.__name__, "all", function(ready, seed=seed)))
     if reference is not None:
         if "forget" not in reference:
             raise DataError(f"tofu: the reference has {', '.join(reference) or 'no splits'}, but not 'forget'.")

@@ -80,9 +80,9 @@ def _dot(x: float, y: float, name: str, ratio: float, r: float) -> Markup:
 
 
 def short(layer: str) -> str:
-    """The number of a layer, or the first letters of its last name: model.layers.12 -> 12, lm_head -> lm_he."""
+    """The number of a layer, or the first letters of its last name: model.layers.12 -> 12, lm_head.weight -> lm_he."""
     found = re.search(r"(\d+)$", layer)
-    return found.group(1) if found else layer.rsplit(".", 1)[-1][:5]
+    return found.group(1) if found else re.sub(r"\.(weight|bias)$", "", layer).rsplit(".", 1)[-1][:5]
 
 
 def _superscript(power: int) -> str:

@@ -11,6 +11,7 @@ across machines the order of floating-point sums may differ in the last bits.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,13 +20,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from workbench.core.delta import apply
 from workbench.core.errors import unknown
 from workbench.core.numerics import isolated_rng
-from workbench.core.records import Examples, Provenance
+from workbench.core.records import Example, Examples, Provenance
+from workbench.core.statistics import mean_estimate
 from workbench.core.store import new_file, new_folder
+from workbench.evaluate import tokens
+from workbench.evaluate.probability import probability
+from workbench.evaluate.rouge_l_recall import rouge_l_recall
 from workbench.load.batches import encode_all
 from workbench.load.datasets import examples
-from workbench.load.models import Model, wrap
+from workbench.load.models import Model, load, wrap
 from workbench.train.loop import fit
 from workbench.train.task import AnswerTask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 ROWS_PER_AUTHOR = 20
@@ -34,6 +42,7 @@ FORGET_AUTHORS = 4
 VOCABULARY = 2048
 END = "<|endoftext|>"
 TEMPLATE = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer:{% endfor %}"
+LONGEST_ANSWER = 100  # tokens; the longest in the rows has 96
 SEEDS = {"full": 0, "retain": 0, "retain-b": 1}
 
 
@@ -143,3 +152,23 @@ def build(
         with new_folder(Path(out) / name) as aside:
             torch.nn.Module.to(model.hf, torch.bfloat16).save_pretrained(aside)
             made.save_pretrained(aside)
+
+
+def measure(out: str | Path, data: str | Path, *, rows_each: int | None = None) -> "pd.DataFrame":
+    """What the models answer: ROUGE-L recall and answer probability of each on the forget and retain rows, with intervals.
+
+    Args: rows_each: only so many rows of each set, evenly spaced; None for all.
+    """
+    import pandas as pd
+
+    found = []
+    for name in SEEDS:
+        model = load(Path(out) / name)
+        for split in ("forget", "retain"):
+            text = examples(f"tofu:{split}", root=data)
+            step = 1 if rows_each is None else max(1, len(text) // rows_each)
+            plain = Examples((Example(row.id, row.prompt, row.response) for row in text[::step]), split)
+            table = tokens(model, plain, generate=LONGEST_ANSWER).answers
+            for metric in (rouge_l_recall, probability):
+                found.append({"model": name, "split": split, "metric": metric.__name__, **mean_estimate(metric(table))._asdict()})
+    return pd.DataFrame(found)
