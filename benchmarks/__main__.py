@@ -67,9 +67,7 @@ def section(name: str, device: torch.device, *, scores: int, tokens: int) -> str
     for r in rows:
         peak = "" if r.peak_gib != r.peak_gib else f"{r.peak_gib:.1f}"
         ratio = r.seconds / r.floor_seconds
-        lines.append(
-            f"| {r.job} | {r.floor} | {r.seconds:.3f} | {r.floor_seconds:.3f} | {ratio:.2f} | {r.goal} | {peak} |"
-        )
+        lines.append(f"| {r.job} | {r.floor} | {r.seconds:.3f} | {r.floor_seconds:.3f} | {ratio:.2f} | {r.goal} | {peak} |")
     return "\n".join(lines) + "\n"
 
 

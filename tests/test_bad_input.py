@@ -127,7 +127,7 @@ CASES = {
 }
 STUDIES = {
     "no study": (lambda: "nowhere.yaml", "no such file"),
-    "broken yaml": (lambda: rows("study.yaml", "a: [1"), "not valid YAML"),
+    "broken yaml": (lambda: rows("study.yaml", "a: [1"), "not valid YAML: expected ',' or ']', but got '<stream end>' in line 2"),
     "no arms": (lambda: study(arms={}), "there is no 'arms'"),
     "unknown key": (lambda: study(arm={}), "Did you mean 'arms'"),
     "unknown objective": (lambda: study(arms={"a": {"unlearn": {"objective": "npoo"}}}), "Did you mean 'npo'"),

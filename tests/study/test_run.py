@@ -109,7 +109,8 @@ def test_a_finished_arm_is_not_run_again_and_a_changed_one_is(study, tmp_path):
 def test_killed_in_the_middle_it_goes_on_and_measures_the_same(study, tmp_path):
     whole = run(study, tmp_path / "whole")
     code = f"import workbench as wb; wb.study.run({str(study)!r}, out={str(tmp_path / 'cut')!r}, show=False)"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: other threads, other order of sums
+    process = subprocess.Popen([sys.executable, "-c", code], env=one_thread)
     arms = tmp_path / "cut/small/arms"
     deadline = time.monotonic() + 240
     while len(list(arms.glob("*/arm.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:

@@ -11,6 +11,7 @@ retaining would cause. Which of the two decides the ranking is a matter of gamma
 
 from typing import Literal
 
+import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -120,8 +121,8 @@ def _which_term(
     weight, retain = torch.cat(first), torch.cat(second)
     score = (weight + retain).abs().numpy()
     notes: dict[str, float | str] = {
-        "spearman_with_weight_term": float(spearmanr(score, weight.abs().numpy())[0]),
-        "spearman_with_retain_term": float(spearmanr(score, retain.abs().numpy())[0]),
+        "spearman_with_weight_term": float(np.asarray(spearmanr(score, weight.abs().numpy()))[0]),
+        "spearman_with_retain_term": float(np.asarray(spearmanr(score, retain.abs().numpy()))[0]),
         "weight_term_larger": float((weight.abs() > retain.abs()).double().mean()),
     }
     for term, other in (("weight", "retain"), ("retain", "weight")):

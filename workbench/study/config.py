@@ -109,7 +109,14 @@ def parse_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise StudyError(f"the value {text!r} is not valid YAML: {error}") from error
+        raise StudyError(f"the value {text!r} is not valid YAML: {_problem(error)}.") from error
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """PyYAML's many lines in one: what is wrong, and where."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error).splitlines()[0]
+    return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
 
 
 def parse_options(given: Iterable[str]) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise StudyError(f"{path}: not valid YAML: {error}") from error
+        raise StudyError(f"{path}: not valid YAML: {_problem(error)}.") from error
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: expected a mapping with name, model, data and arms.")
     for key, value in parse_options(overrides).items():

@@ -94,7 +94,7 @@ def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def untrained(made: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """The architecture with random weights: 4 layers, d_model 256, 8 query and 4 key-value heads, tied embeddings."""
-    end = int(made.convert_tokens_to_ids(END))
+    end = made.get_vocab()[END]
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -150,7 +150,8 @@ def build(
         model = wrap(untrained(made, seed), made, name=name)
         train(model, text, epochs=epochs, lr=lr, seed=seed, show=show)
         with new_folder(Path(out) / name) as aside:
-            torch.nn.Module.to(model.hf, torch.bfloat16).save_pretrained(aside)
+            torch.nn.Module.to(model.hf, torch.bfloat16)
+            model.hf.save_pretrained(aside)
             made.save_pretrained(aside)
 
 
