@@ -103,7 +103,7 @@ def suite(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
                 model.device,
                 repeats=3,
             )
-        yield Row(f"TOFU suite: {name}", "one forward for each answer", job, floor, "≤ 1 without answers", peak[0])
+        yield Row(f"TOFU suite: {name}", "one forward for each answer", job, floor, "none set", peak[0])
 
 
 def _variants(row: Example) -> wb.Examples:
