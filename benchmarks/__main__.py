@@ -74,7 +74,10 @@ def section(name: str, device: torch.device, *, scores: int, tokens: int) -> str
 def write(text: str) -> None:
     """Put a section into RESULTS.md in place of the one with the same heading."""
     path = HERE / "RESULTS.md"
-    head = "# Benchmarks\n\nRatios to a floor measured in the same process, in turns; medians. Written by `make benchmarks`.\n"
+    head = (
+        "# Benchmarks\n\nRatios to a floor measured in the same process, in turns; medians (of start-up times the least). "
+        "Written by `make benchmarks`.\n"
+    )
     old = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.exists() else []
     kept = ["## " + part for part in old if part.split("\n", 1)[0] != text.split("\n", 1)[0].removeprefix("## ")]
     path.write_text("\n".join([head, *(part.rstrip() + "\n" for part in kept), text]), encoding="utf-8")

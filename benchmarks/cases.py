@@ -1,4 +1,4 @@
-"""What is measured, each against the bare work it cannot do without on the same tokens and the same batches."""
+"""What is measured, each against the bare work it cannot do without, on the same rows."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 import workbench as wb
-from benchmarks.timing import peak_memory, versus
+from benchmarks.timing import peak_gib, versus
 from workbench.core.records import Example
 from workbench.core.topk import choose
 from workbench.load.batches import Batch, Encoded, by_length, collate, encode_all
@@ -58,20 +58,20 @@ def forward_only(model: Model, groups: list[Batch]) -> None:
 
 
 def weight_scores(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
-    """WAGLE and saliency against a bare forward and backward pass on the rows they look at."""
+    """WAGLE against a bare forward and backward pass on the rows it looks at."""
     both = batches(model, encode_all(model, sets.forget), tokens) + batches(model, encode_all(model, sets.retain), tokens)
     for gamma in (1.0, "curvature"):
-        with peak_memory(model.device) as peak:
-            job, floor = versus(
-                lambda g=gamma: wb.attribute.wagle(model, sets.forget, sets.retain, gamma=g, batch_tokens=tokens),
-                lambda: forward_backward(model, both),
-                model.device,
-            )
-        yield Row(f"WAGLE scores, gamma={gamma}", "forward+backward on both sets", job, floor, "≤ 1.15", peak[0])
+
+        def job(gamma: float | str = gamma) -> None:
+            wb.attribute.wagle(model, sets.forget, sets.retain, gamma=gamma, batch_tokens=tokens)
+
+        took, bare = versus(job, lambda: forward_backward(model, both), model.device)
+        peak = peak_gib(job, model.device)
+        yield Row(f"WAGLE scores, gamma={gamma}", "forward+backward on both sets", took, bare, "≤ 1.15", peak)
 
 
 def unlearning_step(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
-    """An epoch of NPO with its reference and retain term against forward and backward on the same pairs."""
+    """Three epochs of NPO with its reference and retain term against forward and backward on as many pairs."""
     del tokens
     rows = encode_all(model, sets.forget), encode_all(model, sets.retain)
     n = min(len(sets.forget), len(sets.retain))
@@ -84,11 +84,9 @@ def unlearning_step(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
         for _ in range(3):
             forward_backward(model, pairs)
 
-    with peak_memory(model.device) as peak:
-        job, bare = versus(npo, floor, model.device, repeats=3)
-    yield Row(
-        "NPO, three epochs, AdamW and reference included", "forward+backward on the pairs", job, bare, "≤ 1.10 a step", peak[0]
-    )
+    took, bare = versus(npo, floor, model.device, repeats=3)
+    name = "NPO, three epochs, AdamW and reference included"
+    yield Row(name, "forward+backward on as many pairs", took, bare, "≤ 1.10 a step", peak_gib(npo, model.device))
 
 
 def suite(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
@@ -96,14 +94,13 @@ def suite(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:
     every = [encoded for rows in sets.measured.values() for row in rows for encoded in encode_all(model, _variants(row))]
     groups = batches(model, every, tokens)
     for name, generate in (("token table", None), ("token table and greedy answers", 48)):
-        with peak_memory(model.device) as peak:
-            job, floor = versus(
-                lambda g=generate: wb.evaluate.read(model, sets.measured, generate=g),
-                lambda: forward_only(model, groups),
-                model.device,
-                repeats=3,
-            )
-        yield Row(f"TOFU suite: {name}", "one forward for each answer", job, floor, "none set", peak[0])
+
+        def job(generate: int | None = generate) -> None:
+            wb.evaluate.read(model, sets.measured, generate=generate)
+
+        took, bare = versus(job, lambda: forward_only(model, groups), model.device, repeats=3)
+        peak = peak_gib(job, model.device)
+        yield Row(f"TOFU suite: {name}", "one forward for each answer", took, bare, "none set", peak)
 
 
 def _variants(row: Example) -> wb.Examples:

@@ -2,8 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
@@ -27,12 +26,10 @@ def versus(
     return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
 
 
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """GiB allocated at most inside, on a CUDA device; NaN on the CPU, where nothing counts it."""
-    found = [float("nan")]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    yield found
-    if device.type == "cuda":
-        found[0] = torch.cuda.max_memory_allocated(device) / 2**30
+def peak_gib(job: Callable[[], object], device: torch.device) -> float:
+    """GiB allocated at most during one run of `job` on a CUDA device; NaN on the CPU, where nothing counts it."""
+    if device.type != "cuda":
+        return float("nan")
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds(job, device)
+    return torch.cuda.max_memory_allocated(device) / 2**30

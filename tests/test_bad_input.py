@@ -123,6 +123,12 @@ CASES = {
     "no option": (lambda: ["unlearn", "npo", MODEL, *TOFU, "-o", "lr"], "expected key=value"),
     "mask of another model": (lambda: ["unlearn", "npo", MODEL, *TOFU, "--mask", other_mask()], "mask: made for model"),
     "no mask file": (lambda: ["unlearn", "npo", MODEL, *TOFU, "--mask", "forget.jsonl"], "not a safetensors file"),
+    "value of another type": (
+        lambda: ["unlearn", "npo", MODEL, *TOFU, "-o", "lr=fast"],
+        "option lr of unlearn is 'fast', expected float",
+    ),
+    "unknown form": (lambda: ["attribute", "wagle", MODEL, *TOFU, "-o", "form=abs"], "option form of wagle is 'abs'"),
+    "option that has a flag": (lambda: ["unlearn", "npo", MODEL, *TOFU, "-o", "mask=x"], "option 'mask' is not given with -o"),
     "bad dtype": (lambda: ["edit", "dampen", MODEL, *TOFU, "--dtype", "int4"], "dtype 'int4'"),
 }
 STUDIES = {
@@ -143,6 +149,19 @@ STUDIES = {
     "two kinds": (lambda: study(arms={"a": {"unlearn": {"objective": "npo"}, "edit": {"method": "dampen"}}}), "give one of model"),
     "no such split": (lambda: study(data={"forget": "x"}), "no source for retain, real_authors, world_facts"),
     "no such model": (lambda: study(model="./nowhere"), "no such folder"),
+    "arm with a path": (lambda: study(arms={"../a": {"role": "untouched"}}), "it names a folder"),
+    "seeds": (lambda: study(seeds=[0, 0]), "a list of different whole numbers"),
+    "suite": (lambda: study(evaluate={"suite": "muse"}), "unknown suite 'muse'"),
+    "rows": (lambda: study(evaluate={"retain_rows": 0}), "evaluate.retain_rows is 0"),
+    "retain rows without false answers": (lambda: study(evaluate={"retain_rows": 500}), "retain"),
+    "a late arm's model": (lambda: study(arms={"a": {"role": "untouched"}, "b": {"model": "./nowhere"}}), "no such folder"),
+    "unlearn is no mapping": (lambda: study(arms={"a": {"unlearn": "npo"}}), "expected a mapping, got 'npo'"),
+    "a value of another type": (lambda: study(arms={"a": {"unlearn": {"objective": "npo", "lr": "fast"}}}), "option lr"),
+    "retain term": (
+        lambda: study(arms={"a": {"unlearn": {"retain_term": "foo"}}}),
+        "expected Optional[Literal['none', 'nll', 'kl']]",
+    ),
+    "a key twice": (lambda: rows("study.yaml", "name: a", "name: b"), "the key 'name' stands twice"),
     "name with a path": (lambda: study(name="../x"), "it names a folder"),
 }
 
@@ -163,6 +182,15 @@ def test_studies(here, monkeypatch, capsys, case):
     before = sorted(os.listdir(here))
     assert match in fails(monkeypatch, capsys, "run", words, "--out", "runs")
     assert sorted(os.listdir(here)) == before
+
+
+def test_an_override_makes_no_new_arm(here, monkeypatch, capsys):
+    assert "unknown arm 'untuched'. Did you mean 'untouched'" in fails(monkeypatch, capsys, "run", study(), "arms.untuched.title=x")
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(here, monkeypatch, capsys):
+    assert "exists already" in fails(monkeypatch, capsys, "attribute", "wagle", MODEL, *TOFU, "--out", str(here))
+    assert Path("forget.jsonl").exists()
 
 
 @pytest.mark.parametrize(

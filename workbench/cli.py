@@ -71,9 +71,10 @@ def attribute(
 ) -> None:
     """Score every weight; writes OUT/scores.safetensors, and OUT/mask.safetensors with --fraction."""
     from workbench.core.registry import attribution
-    from workbench.core.store import new_folder
+    from workbench.core.store import check_vacant, new_folder
     from workbench.load.models import load
 
+    check_vacant(out)
     member = attribution[method]
     options = member.check_options(_options(option))
     sets = _sets(forget, retain, root)
@@ -104,17 +105,22 @@ def unlearn(
     dtype: Dtype = "auto",
 ) -> None:
     """Unlearn the forget rows; writes the change as a Delta to OUT. -o takes options of `unlearn.run` and of the objective."""
+    from workbench.core.errors import InputError
     from workbench.core.registry import Member
     from workbench.core.registry import objective as objectives
+    from workbench.core.store import check_vacant
     from workbench.core.weights import Mask
     from workbench.load.models import load
     from workbench.unlearn.run import run as run_unlearn
 
-    member, loop, given = objectives[objective], Member("unlearn", run_unlearn), _options(option)
-    own = {key: given.pop(key) for key in list(given) if key in member.options}
+    member, given = objectives[objective], _options(option)
+    own = member.check_options({key: given.pop(key) for key in list(given) if key in member.options})
     for key in ("objective", "options", "mask", "show"):
-        loop.options.pop(key)
-    loop.check_options(given)
+        if key in given:
+            raise InputError(f"option {key!r} is not given with -o; see workbench unlearn --help.")
+    Member("unlearn", run_unlearn).check_options(given)
+    if export is not None:
+        check_vacant(export)
     frozen = None if mask is None else Mask.load(mask)
     sets = _sets(forget, retain, root)
     loaded = load(model, device=device, dtype=dtype)
@@ -244,7 +250,7 @@ def methods() -> None:
         typer.echo(f"\n{kind.kind}")
         for member in kind:
             options = ", ".join(f"{key}={_shown(value)}" for key, value in member.options.items())
-            typer.echo(f"  {member.name:<24}{member.summary}\n{'':<26}{options}")
+            typer.echo(f"  {member.name:<30}{member.summary}\n{'':<32}{options}")
 
 
 def _shown(value: Any) -> str:

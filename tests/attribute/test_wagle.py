@@ -77,3 +77,12 @@ def test_the_forget_loss_can_be_another(setting):
 def test_bad_gamma(setting, gamma):
     with pytest.raises(InputError, match="gamma is"):
         attribute.wagle(*setting, gamma=gamma)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"damping": -1.0}, "damping -1"), ({"damping": 0.0}, "damping 0"), ({"curvature_rows": 0}, "curvature_rows is 0")],
+)
+def test_bad_options(setting, options, match):
+    with pytest.raises(InputError, match=match):
+        attribute.wagle(*setting, **options)

@@ -6,7 +6,7 @@ import torch
 import workbench as wb
 from workbench.core.change import Columns, Dense, Indices, LowRank, Rows, add, smallest
 from workbench.core.delta import applied, apply, undo
-from workbench.core.errors import MismatchError, NumericsError, ShapeError, UndoError, UnknownNameError
+from workbench.core.errors import InputError, MismatchError, NumericsError, ShapeError, UndoError, UnknownNameError
 from workbench.core.records import Provenance
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -235,3 +235,47 @@ def test_bad_deltas_are_refused(stories):
         apply(stories, delta(stories, {"model.norm.weigth": Dense(torch.ones(64))}))
     with pytest.raises(ShapeError, match="the model's is"):
         apply(stories, delta(stories, {OTHER: Dense(torch.ones(65))}))
+
+
+def test_an_interrupted_apply_leaves_nothing_behind(stories):
+    before = bits(stories)
+
+    class Breaks(Dense):
+        def add_to(self, weight):
+            weight.zero_()
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        apply(stories, delta(stories, {NAME: forms(before[NAME].shape)["rows"], OTHER: Breaks(torch.ones(64))}))
+    assert same(before, bits(stories))
+    assert stories.ledger == []
+
+
+def test_an_edit_is_applied_once(stories, tmp_path):
+    d = delta(stories, {OTHER: Dense(torch.ones(64))})
+    d.save(tmp_path / "d")
+    with applied(stories, d):
+        for twin in (d, wb.Delta.load(tmp_path / "d")):
+            with pytest.raises(UndoError, match="applied to this model already"):
+                apply(stories, twin)
+
+
+def test_where_the_difference_is_zero_the_bits_stay():
+    weight = torch.tensor([[-0.0, 1.0], [2.0, -0.0]])
+    Dense(torch.tensor([[0.0, 1.0], [0.0, 0.0]])).add_to(weight)
+    assert torch.signbit(weight).tolist() == [[True, False], [False, True]]
+    assert weight[0, 1] == 2.0
+
+
+def test_changes_made_under_an_edit_are_not_forgotten_by_undo(stories):
+    before = stories.fingerprint()
+    with applied(stories, delta(stories, {OTHER: Dense(torch.ones(64))})), torch.no_grad():
+        stories.hf.model.embed_tokens.weight[3] += 0.5
+    assert stories.fingerprint() != before
+
+
+def test_export_overwrites_nothing(stories, tmp_path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(InputError, match="exists already"):
+        delta(stories, {OTHER: Dense(torch.ones(64))}).export(stories, tmp_path)
+    assert (tmp_path / "mine").read_text() == "x"

@@ -128,6 +128,32 @@ def test_killed_in_the_middle_it_goes_on_and_measures_the_same(study, tmp_path):
     assert leftovers == []
 
 
+def test_several_seeds_are_written_as_one_arm_and_read_again(study, tmp_path):
+    overrides = ["seeds=[0, 1]", "arms.npo.unlearn.epochs=1"]
+    folder = wb.study.run(study, out=tmp_path / "runs", overrides=overrides, show=False)
+    first, again = read(study, overrides), read(folder / "config.yaml")
+    assert [arm.name for arm in again.arms] == [arm.name for arm in first.arms]
+    assert set(numbers(folder)["seed"]) == {0, 1}
+    assert len(list((folder / "arms").iterdir())) == 9
+
+
+def test_a_reference_retrained_in_place_is_noticed(study, tmp_path):
+    folder = run(study, tmp_path / "runs")
+    stamps = {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("arms/*/arm.json")}
+    gold = wb.load(study.parent / "gold")
+    gold.hf.model.norm.weight.data.mul_(1.5)
+    gold.hf.save_pretrained(study.parent / "gold")
+    run(study, tmp_path / "runs")
+    assert all((folder / f"arms/{name}/arm.json").stat().st_mtime_ns != stamp for name, stamp in stamps.items())
+
+
+def test_a_new_title_runs_nothing_again(study, tmp_path):
+    folder = run(study, tmp_path / "runs")
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("arms/*/arm.json")}
+    wb.study.run(study, out=tmp_path / "runs", overrides=["arms.npo.title=Another"], show=False)
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+
 def test_seeds_multiply_what_draws_random_numbers(study):
     plan = read(study, ["seeds=[0, 1]"])
     assert [arm.name for arm in plan.arms] == [

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, unknown
 from workbench.core.numerics import generator
 from workbench.core.records import Examples, Provenance
 from workbench.core.registry import attribution
@@ -64,6 +64,7 @@ def wagle(
         that the second term is larger by orders of magnitude and the weights drop out of the ranking: use gamma="paper" and
         read the notes.
     """
+    _check(gamma, form, curvature_rows, damping)
     forget_rows, retain_rows = encode_all(model, forget), encode_all(model, retain)
     scale = _gammas(model, retain_rows, gamma, curvature_rows, damping, seed, batch_tokens)
     g_f = mean_gradient(model, forget_rows, forget_loss, batch_tokens=batch_tokens, show=show, label="forget gradient")
@@ -90,6 +91,16 @@ def wagle(
     return Scores(scores, about)
 
 
+def _check(gamma: float | str, form: str, curvature_rows: int, damping: float) -> None:
+    """InputError for an option out of range."""
+    if gamma not in ("curvature", "paper") and not (isinstance(gamma, int | float) and 0 < gamma < float("inf")):
+        raise InputError(f"wagle: gamma is {gamma!r}, expected 'curvature', 'paper' or a positive number.")
+    if form not in ("absolute", "signed"):
+        raise unknown("form", form, ("absolute", "signed"))
+    if curvature_rows < 1 or not 0 < damping < float("inf"):
+        raise InputError(f"wagle: curvature_rows is {curvature_rows} and damping {damping}; both must be positive.")
+
+
 def _gammas(
     model: Model, rows: list[Encoded], gamma: float | str, n: int, damping: float, seed: int, batch_tokens: int
 ) -> dict[str, float]:
@@ -101,8 +112,6 @@ def _gammas(
         found = curvature(model, rows[:n], seed=seed, batch_tokens=batch_tokens)
         mean = sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values())
         return {name: found[name] + damping * mean for name in sizes}
-    if isinstance(gamma, str) or gamma <= 0:
-        raise InputError(f"wagle: gamma is {gamma!r}, expected 'curvature', 'paper' or a positive number.")
     return dict.fromkeys(sizes, float(gamma))
 
 

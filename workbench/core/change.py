@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.core.errors import InputError, ShapeError, unknown
+from workbench.core.numerics import wide
 
 C = TypeVar("C", bound="Along")
 
@@ -77,7 +78,7 @@ class Along:
         return weight.index_select(self.dim, self.index.to(weight.device, torch.int64))
 
     def add_to(self, weight: Tensor) -> None:
-        self.put_back(weight, (_wide(self.at(weight)) + self.values.to(weight.device)).to(weight.dtype))
+        self.put_back(weight, _added(self.at(weight), self.values))
 
     def put_back(self, weight: Tensor, kept: Tensor) -> None:
         weight.index_copy_(self.dim, self.index.to(weight.device, torch.int64), kept)
@@ -151,7 +152,7 @@ class LowRank:
         return LowRank(self.left * factor, self.right, self.shape)
 
     def add_to(self, weight: Tensor) -> None:
-        weight.copy_(_wide(weight) + self.left.to(weight.device) @ self.right.to(weight.device))
+        weight.copy_(_added(weight, self.left.to(weight.device) @ self.right.to(weight.device)))
 
     def put_back(self, weight: Tensor, kept: Tensor) -> None:
         weight.copy_(kept)
@@ -187,7 +188,7 @@ class Dense:
         return Dense(self.values * factor)
 
     def add_to(self, weight: Tensor) -> None:
-        weight.copy_(_wide(weight) + self.values.to(weight.device))
+        weight.copy_(_added(weight, self.values))
 
     def put_back(self, weight: Tensor, kept: Tensor) -> None:
         weight.copy_(kept)
@@ -196,8 +197,10 @@ class Dense:
         return {"values": self.values}
 
 
-def _wide(weight: Tensor) -> Tensor:
-    return weight if weight.dtype == torch.float64 else weight.float()
+def _added(weight: Tensor, values: Tensor) -> Tensor:
+    """weight + values, rounded once to the weight's dtype; where a value is zero the weight's very bits, -0.0 included."""
+    values = values.to(weight.device)
+    return torch.where(values == 0, weight, (wide(weight) + values).to(weight.dtype))
 
 
 def touched(change: Change, weight: Tensor) -> Tensor:
@@ -206,7 +209,7 @@ def touched(change: Change, weight: Tensor) -> Tensor:
 
 
 def smallest(difference: Tensor) -> Change:
-    """The smallest form that holds `difference` exactly: whole rows, whole columns, single entries, or dense."""
+    """The smallest form that holds `difference` (as float32): whole rows, whole columns, single entries, or dense."""
     difference = difference.float()
     if difference.ndim == 2:
         rows, columns = difference.any(1).nonzero().squeeze(-1), difference.any(0).nonzero().squeeze(-1)

@@ -24,7 +24,7 @@ from workbench.core.change import Change, add, change_from, smallest, touched
 from workbench.core.errors import MismatchError, ShapeError, UndoError, unknown
 from workbench.core.numerics import check_finite
 from workbench.core.records import Provenance
-from workbench.core.store import load_tensors, new_folder, save_tensors, tensor_sha256, text_sha256
+from workbench.core.store import check_vacant, load_tensors, new_folder, save_tensors, tensor_sha256, text_sha256
 from workbench.core.weights import layer_of
 
 
@@ -38,7 +38,6 @@ class HasWeights(Protocol):
 
     def fingerprint(self) -> str: ...
     def base_fingerprint(self) -> str: ...
-    def note_edit(self) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +163,11 @@ class Delta:
         return cls(changes, Provenance(**about["provenance"]))
 
     def export(self, model: HasWeights, folder: str | Path) -> None:
-        """Write the edited model as a Hugging Face checkpoint; `model` itself is as before afterwards."""
+        """Write the edited model as a Hugging Face checkpoint; `model` itself is as before afterwards.
+
+        Raises: InputError if `folder` exists and is not empty.
+        """
+        check_vacant(folder)
         with applied(model, self), new_folder(folder) as aside:
             model.hf.save_pretrained(aside)
             model.tokenizer.save_pretrained(aside)
@@ -185,12 +188,15 @@ def _parameters(model: HasWeights, delta: Delta) -> dict[str, torch.nn.Parameter
 def apply(model: HasWeights, delta: Delta) -> None:
     """Add `delta` to the weights in place; `undo(model, delta)` puts the old bits back.
 
-    Each touched weight becomes round(float32(w) + d) in the model's dtype, rounded once.
+    Each touched weight becomes round(float32(w) + d) in the model's dtype, rounded once; where d is zero it keeps its bits.
 
     Raises:
         MismatchError: the Delta was computed on another model. A Delta fits the model as loaded and the model's present
             state (with the edits in its ledger); nothing else.
+        UndoError: it is applied already.
     """
+    if any(line.delta is delta or line.delta.id == delta.id for line in model.ledger):
+        raise UndoError(f"{delta!r} is applied to this model already; undo it first, or scale it to apply it twice.")
     if delta.provenance.model not in (model.base_fingerprint(), model.fingerprint()):
         raise MismatchError(
             f"Delta {delta.provenance.method!r} belongs to model {delta.provenance.model[:12]}, but this one is "
@@ -198,10 +204,14 @@ def apply(model: HasWeights, delta: Delta) -> None:
         )
     parameters = _parameters(model, delta)
     overwritten = {name: touched(change, parameters[name].data).clone() for name, change in delta.changes.items()}
-    for name, change in delta.changes.items():
-        change.add_to(parameters[name].data)
+    try:
+        for name, change in delta.changes.items():
+            change.add_to(parameters[name].data)  # through .data: PyTorch's version counters see only other people's writes
+    except BaseException:  # out of memory or interrupted half way: nobody could undo it later
+        for name, change in delta.changes.items():
+            change.put_back(parameters[name].data, overwritten[name])
+        raise
     model.ledger.append(Applied(delta, overwritten))
-    model.note_edit()
 
 
 @torch.no_grad()
@@ -223,7 +233,6 @@ def undo(model: HasWeights, delta: Delta) -> None:
     for name, change in delta.changes.items():
         change.put_back(parameters[name].data, top.overwritten[name])
     model.ledger.pop()
-    model.note_edit()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ The records about weights are in `weights.py` (Scores, Mask) and `delta.py` (Del
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import torch
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+VERSIONED = ("mechanistic-workbench", "torch", "transformers")
+
+
 @dataclass(frozen=True)
 class Provenance:
-    """How a result was made, enough to make it again; stored with every record.
+    """How a result was made; stored with every record.
 
-    model: fingerprint of the model.   data: fingerprint of each set by its role.   options: all of them, defaults included.
+    model: fingerprint of the model.   data: fingerprint of each set by its role.   options: those that change the numbers.
+    versions: of the packages in VERSIONED.
     """
 
     method: str
@@ -35,6 +40,7 @@ class Provenance:
     reduction: str | None = None
     tokens: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: {p: version(p) for p in VERSIONED})
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""

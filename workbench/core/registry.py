@@ -14,7 +14,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from workbench.core.errors import InputError, unknown
 
@@ -39,11 +40,32 @@ class Member:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def check_options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """`given` unchanged if every key is an option of this method; UnknownNameError otherwise."""
-        for key in given:
+        """`given` unchanged if every key is an option of this method and every value of its type.
+
+        Raises: UnknownNameError for a key; InputError for a value.
+        """
+        parameters = inspect.signature(self.function).parameters
+        for key, value in given.items():
             if key not in self.options:
                 raise unknown(f"option of {self.name}", key, self.options)
+            if not _fits(value, parameters[key].annotation):
+                wanted = inspect.formatannotation(parameters[key].annotation)
+                raise InputError(f"option {key} of {self.name} is {value!r}, expected {wanted}.")
         return given
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value read from a file or a command line can stand for an option of this annotation."""
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(annotation))
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    bare = get_origin(annotation) or annotation
+    return isinstance(value, bare) if isinstance(bare, type) else True
 
 
 class Registry:

@@ -36,18 +36,28 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill; renamed to `path` on success, removed on failure. An existing `path` is replaced."""
+    """A folder to fill; renamed to `path` on success, removed on failure. An existing `path` is replaced at the very end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
     aside.mkdir()
+    old = path.with_name(f".{path.name}.old.partial")
     try:
         yield aside
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
         os.replace(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_vacant(path: str | Path) -> None:
+    """InputError if a user's output folder is a file or a folder with something in it: nothing of theirs is overwritten."""
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"{path}: exists already and is not an empty folder; give another place, or remove it first.")
 
 
 def write_json(path: str | Path, value: Any) -> None:

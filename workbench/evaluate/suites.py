@@ -55,11 +55,16 @@ def suite(
     """
     if name not in SUITES:
         raise unknown("suite", name, SUITES)
-    for split in _complete(data):
-        _check_rows(split, data[split])
+    check_data(data)
     if isinstance(reference, Model):
         reference = {"forget": tokens(reference, data["forget"], batch_tokens=batch_tokens, show=show)}
     return tofu(read(model, data, generate=generate, batch_tokens=batch_tokens, show=show), reference, seed=seed)
+
+
+def check_data(data: Mapping[str, Examples]) -> None:
+    """DataError unless every split of `tofu` is there, and its rows have the false answers and paraphrases that are needed."""
+    for split in _complete(data):
+        _check_rows(split, data[split])
 
 
 def read(

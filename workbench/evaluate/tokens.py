@@ -25,6 +25,7 @@ from workbench.evaluate.prompts import Prompts, extend, start, take
 from workbench.evaluate.table import TokenTable
 from workbench.load.batches import Encoded, by_length, collate, encode
 from workbench.load.models import Model
+from workbench.trace.forward import check_eval
 
 BATCH_TOKENS = 4096  # on a CPU 2048 to 4096 is fastest; a GPU with free memory likes more
 
@@ -72,6 +73,7 @@ def tokens(
     for name, value in (("generate", generate), ("batch_tokens", batch_tokens)):
         if value is not None and value < 1:
             raise InputError(f"tokens: {name} is {value}, expected at least 1{' or None' if name == 'generate' else ''}.")
+    check_eval(model)
     plan = _plan(model, examples)
     needed = 4 * model.d_vocab * batch_tokens
     plan_memory("tokens: the logits of one batch", needed, model.device, cure="Lower batch_tokens.")

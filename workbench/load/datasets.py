@@ -5,6 +5,7 @@ perturbed | perturbed_answer, id. Preference pairs: prompt, chosen, rejected, id
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def _rows(name: str, root: str | Path | None) -> Iterator[tuple[Mapping[str, Any
     if name.startswith("tofu:"):
         split = name.removeprefix("tofu:")
         if root is None:
-            yield from _hub_rows(TOFU_HUB, f"{split}_perturbed")
+            plain = split == "full" or re.fullmatch(r"retain\d\d", split)  # TOFU has no false answers for these
+            yield from _hub_rows(TOFU_HUB, split if plain else f"{split}_perturbed")
             return
         name = str(_tofu_file(existing(root), split))
     elif name.startswith("hub:"):

@@ -53,6 +53,11 @@ class Model:
         """Activation sites and weight slices by canonical name; ModelError if no adapter knows the architecture."""
         return Sites(self.hf)
 
+    def text_key(self) -> str:
+        """SHA-256 of how text becomes tokens: vocabulary, merges, special tokens and chat template."""
+        backend = self.tokenizer.backend_tokenizer.to_str()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        return text_sha256([backend, self.tokenizer.chat_template, self.tokenizer.eos_token])
+
     @property
     def device(self) -> torch.device:
         return self.hf.device
@@ -112,14 +117,11 @@ class Model:
         """Hash of the model as it is now: the base fingerprint, or a hash of it and the applied edits in order.
 
         Values are hashed, not storage: one checkpoint loaded in bfloat16 and in float32 has one fingerprint.
-        In-place changes are noticed through PyTorch's version counters, which writes through `.data` bypass.
+        In-place changes are noticed through PyTorch's version counters. Writes through `.data` bypass them; only `core.delta`
+        and `train`, which put the bits back, write so.
         """
         base = self.base_fingerprint()
         return text_sha256([base, *(line.delta.id for line in self.ledger)]) if self.ledger else base
-
-    def note_edit(self) -> None:
-        """Declare that the weights are now what the ledger says; called by `core.delta` and `train` only."""
-        self._versions = self._parameter_versions()
 
     def _parameter_versions(self) -> tuple[int, ...]:
         return tuple(v for p in self.hf.parameters() for v in (p._version, p.data_ptr()))
@@ -169,7 +171,7 @@ def load(
         return wrap(source, tokenizer)
     name = str(source)
     place = pick_device(device)
-    _check_source(name, allow_pickle=allow_pickle)
+    check_source(name, allow_pickle=allow_pickle)
     want: Any = ("auto" if place.type == "cuda" else torch.float32) if dtype == "auto" else pick_dtype(dtype)
     asked = {"trust_remote_code": trust_remote_code}
     try:
@@ -198,7 +200,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_source(name: str, *, allow_pickle: bool) -> None:
+def check_source(name: str, *, allow_pickle: bool = False) -> None:
     """ModelError unless `name` is a usable model folder or looks like a hub id."""
     folder = Path(name)
     if not folder.exists():

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench import __version__
 from workbench.core.delta import Delta, applied
 from workbench.core.records import Examples
 from workbench.core.registry import attribution, edit
@@ -66,7 +67,9 @@ def _unlearn(arm: Arm, model: Model, data: dict[str, Examples], scores_folder: P
 def find_scores(plan: MaskPlan, model: Model, data: dict[str, Examples], folder: Path) -> Scores:
     """The scores a mask is cut from: read if they were computed for this model and these rows, else computed and kept."""
     rows = [data["forget"].fingerprint(), data["retain"].fingerprint()]
-    key = text_sha256([plan.attribute, dict(plan.options), model.fingerprint(), str(model.dtype), rows])
+    options = {**attribution[plan.attribute].options, **plan.options}
+    about = [__version__, plan.attribute, {k: str(v) for k, v in options.items() if not callable(v)}]
+    key = text_sha256([*about, model.fingerprint(), str(model.dtype), model.text_key(), rows])
     path = folder / f"{plan.attribute}-{key[:12]}.safetensors"
     if not path.exists():
         attribution[plan.attribute].function(model, data["forget"], data["retain"], **plan.options).save(path)

@@ -26,6 +26,8 @@ from workbench.core.errors import InputError, StudyError, unknown
 from workbench.core.registry import Member, attribution, edit, objective
 from workbench.core.store import existing
 from workbench.core.weights import SCOPES
+from workbench.evaluate.suites import SUITES
+from workbench.load.models import check_source
 from workbench.unlearn.run import run as run_unlearn
 
 ROLES = ("untouched", "reference", "band", "method")
@@ -65,7 +67,8 @@ class Arm:
     @property
     def method(self) -> str:
         """The method's registered name, or the kind."""
-        return {"unlearn": self.unlearn.get("objective"), "edit": self.edit.get("method")}.get(self.kind) or self.kind
+        named = {"unlearn": self.unlearn.get("objective", "npo"), "edit": self.edit.get("method")}
+        return str(named.get(self.kind) or self.kind).replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,16 @@ class _Loader(yaml.SafeLoader):
     """YAML that reads 1e-3 as the number it is; YAML 1.1 calls it a text."""
 
 
+def _no_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping; a key that stands twice is an error, where YAML would keep the last one without a word."""
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise StudyError(f"the key {key!r} stands twice in one mapping (line {node.start_mark.line + 1} and below).")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _no_repeats)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
@@ -144,7 +157,10 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Study:
     if not isinstance(raw, dict):
         raise StudyError(f"{path}: expected a mapping with name, model, data and arms.")
     for key, value in parse_options(overrides).items():
-        _override(raw, key.split("."), value)
+        keys = key.split(".")
+        if keys[0] == "arms" and len(keys) > 1 and keys[1] not in (raw.get("arms") or {}):
+            raise unknown("arm", keys[1], raw.get("arms") or {})
+        _override(raw, keys, value)
     return _study(raw, path)
 
 
@@ -162,28 +178,51 @@ def _study(raw: Mapping[str, Any], path: Path) -> Study:
     for key in ("name", "model", "data", "arms"):
         if not raw.get(key):
             raise StudyError(f"{path}: there is no {key!r}.")
-    if not re.fullmatch(r"[\w.-]+", str(raw["name"])):
-        raise StudyError(f"{path}: name {raw['name']!r} must be letters, digits, '.', '_' and '-': it names a folder.")
+    for name in (raw["name"], *_mapping("arms", raw["arms"])):
+        if not re.fullmatch(r"\w[\w.-]*", str(name)):
+            raise StudyError(f"{path}: name {name!r} must be letters, digits, '.', '_' and '-': it names a folder.")
     _known("key of data", raw["data"], [*SPLITS, "root"])
     absent = [split for split in SPLITS if split not in raw["data"]]
     if absent:
         raise StudyError(f"{path}: data has no source for {', '.join(absent)}.")
-    evaluate = dict(raw.get("evaluate") or {})
-    _known("key of evaluate", evaluate, [f.name for f in fields(Evaluation)])
-    seeds = tuple(raw.get("seeds", (0,)))
+    evaluate = _evaluation(raw.get("evaluate") or {})
+    seeds = raw.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int for s in seeds):
+        raise StudyError(f"{path}: seeds is {seeds!r}, expected a list of different whole numbers.")
+    seeds = tuple(seeds)
     folder = path.parent
-    arms = [_arm(name, body or {}, seed, seeds, folder) for name, body in raw["arms"].items() for seed in _seeds(body, seeds)]
+    bodies = {str(name): _mapping(f"arm {name}", body or {}) for name, body in raw["arms"].items()}
+    arms = [_arm(name, body, seed, seeds, folder) for name, body in bodies.items() for seed in _seeds(body, seeds)]
     if sum(arm.role == "reference" for arm in arms) > 1:
         raise StudyError(f"{path}: more than one arm has the role 'reference'.")
     rest = {key: raw[key] for key in ("device", "dtype", "title") if key in raw}
     data = {key: _resolve(str(value), folder) for key, value in raw["data"].items()}
     model = _resolve(str(raw["model"]), folder)
-    return Study(str(raw["name"]), model, data, tuple(arms), Evaluation(**evaluate), seeds, **rest)
+    for source in (model, *(arm.model for arm in arms if arm.model)):
+        check_source(source)
+    return Study(str(raw["name"]), model, data, tuple(arms), evaluate, seeds, **rest)
 
 
-def _seeds(body: Mapping[str, Any] | None, seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """Only what draws random numbers is repeated: unlearning, and edits inside a mask."""
-    return seeds if body and "unlearn" in body else seeds[:1]
+def _evaluation(raw: Any) -> Evaluation:
+    _known("key of evaluate", raw, [f.name for f in fields(Evaluation)])
+    found = Evaluation(**raw)
+    if found.suite not in SUITES:
+        raise unknown("suite", str(found.suite), SUITES)
+    for key in ("retain_rows", "generate", "samples"):
+        if type(getattr(found, key)) is not int or getattr(found, key) < 1:
+            raise StudyError(f"evaluate.{key} is {getattr(found, key)!r}, expected a whole number of at least 1.")
+    return found
+
+
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise StudyError(f"{what}: expected a mapping, got {value!r}.")
+    return value
+
+
+def _seeds(body: Mapping[str, Any], seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Only what draws random numbers is repeated: unlearning."""
+    return seeds if "unlearn" in body else seeds[:1]
 
 
 def _arm(name: str, body: Mapping[str, Any], seed: int, seeds: tuple[int, ...], folder: Path) -> Arm:
@@ -195,8 +234,9 @@ def _arm(name: str, body: Mapping[str, Any], seed: int, seeds: tuple[int, ...], 
     if len(kinds) > 1 or (not kinds and role != "untouched"):
         raise StudyError(f"arm {name}: give one of model, unlearn, edit (only role: untouched has none); got {kinds or 'none'}.")
     if "unlearn" in kinds:
-        _check_unlearn(name, body["unlearn"])
+        _check_unlearn(name, _mapping(f"arm {name}: unlearn", body["unlearn"]))
     if "edit" in kinds:
+        _mapping(f"arm {name}: edit", body["edit"])
         edit[_method(name, body["edit"])].check_options({k: v for k, v in body["edit"].items() if k != "method"})
     if body.get("mask") and "unlearn" not in kinds:
         raise StudyError(f"arm {name}: only an unlearn arm takes a mask.")

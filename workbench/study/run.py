@@ -24,9 +24,10 @@ from workbench import __version__
 from workbench.core.measurements import Measurements
 from workbench.core.records import Examples, check_disjoint
 from workbench.core.runtime import environment, progress_bar
-from workbench.core.store import new_file, new_folder, read_json, text_sha256, write_json
+from workbench.core.store import file_sha256, new_file, new_folder, read_json, text_sha256, write_json
 from workbench.evaluate import TokenTable, tofu
 from workbench.evaluate import read as read_tables
+from workbench.evaluate.suites import check_data
 from workbench.load.datasets import examples
 from workbench.load.models import Model, load
 from workbench.report import page
@@ -53,8 +54,12 @@ class _Setting:
         """Hash of all that decides an arm's result."""
         rows = {split: rows.fingerprint() for split, rows in self.data.items()}
         reference = self.study.reference()
-        about = [asdict(arm), asdict(self.study.evaluate), rows, reference.model if reference else None]
-        return text_sha256([__version__, self.model.base_fingerprint(), str(self.model.dtype), *about])
+        gold = self.key(reference) if reference is not None and reference is not arm else None
+        plain = {key: value for key, value in asdict(arm).items() if key not in ("title", "model")}
+        own = _folder_key(arm.model) if arm.model else None
+        about = [plain, own, asdict(self.study.evaluate), rows, gold]
+        where = [__version__, str(self.model.device), str(self.model.dtype), self.model.text_key()]
+        return text_sha256([*where, self.model.base_fingerprint(), *about])
 
 
 def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str] = (), show: bool = True) -> Path:
@@ -70,6 +75,7 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     plan = read_study(study, overrides)
     data = {split: examples(plan.data[split], root=plan.data.get("root")) for split in SPLITS}
     check_disjoint(data["forget"], data["retain"])
+    check_data({**data, "retain": data["retain"][: plan.evaluate.retain_rows]})
     model = load(plan.model, device=plan.device, dtype=plan.dtype)
     setting = _Setting(plan, Path(out) / plan.name, model, data)
     setting.folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +91,12 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     collect(setting.folder, [arm.name for arm in plan.arms])
     page(setting.folder)
     return setting.folder
+
+
+def _folder_key(model: str) -> Any:
+    """What is in a model folder, by content; a hub id stands for itself."""
+    folder = Path(model)
+    return {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file()} if folder.is_dir() else model
 
 
 def collect(folder: Path, arms: list[str]) -> pd.DataFrame:
@@ -106,21 +118,21 @@ def collect(folder: Path, arms: list[str]) -> pd.DataFrame:
 def _write_config(setting: _Setting) -> None:
     """The study with every default filled in, its paths relative to the run's folder."""
     plain: dict[str, Any] = asdict(setting.study)
-    arms = {arm["name"]: {k: v for k, v in arm.items() if k not in ("name", "seed") and v} for arm in plain["arms"]}
-    plain |= {"arms": arms, "seeds": list(setting.study.seeds)}
-    text = yaml.safe_dump(_relative(plain, setting.folder), sort_keys=False, allow_unicode=True)
+    arms: dict[str, Any] = {}
+    for arm in plain["arms"]:
+        body = {key: value for key, value in arm.items() if key not in ("name", "seed") and value}
+        if "model" in body:
+            body["model"] = _relative(body["model"], setting.folder)
+        arms[arm["name"].split("@")[0]] = body  # npo@0 and npo@1 are one arm and two seeds
+    plain |= {"arms": arms, "seeds": list(setting.study.seeds), "model": _relative(plain["model"], setting.folder)}
+    plain["data"] = {key: _relative(value, setting.folder) for key, value in plain["data"].items()}
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     with new_file(setting.folder / "config.yaml") as aside:
         aside.write_text(text, encoding="utf-8")
 
 
-def _relative(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _relative(inner, folder) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_relative(inner, folder) for inner in value]
-    if isinstance(value, str) and "/" in value and Path(value).exists():
-        return os.path.relpath(value, folder)
-    return value
+def _relative(value: str, folder: Path) -> str:
+    return os.path.relpath(value, folder) if Path(value).exists() else value
 
 
 def _arm(setting: _Setting, arm: Arm) -> None:
@@ -185,4 +197,5 @@ def _about(setting: _Setting, arm: Arm, outcome: Outcome, key: str, seconds: flo
         "audit": outcome.audit,
         "layers": outcome.layers,
         "notes": outcome.notes,
+        "environment": environment(),
     }

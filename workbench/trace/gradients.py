@@ -9,6 +9,7 @@ batch gradients, which selective synaptic dampening's and WAGLE's code call Fish
 F/B + (1 - 1/B) g^2 and so depends on the batch size B; none of the functions here computes it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.core.errors import NumericsError
+from workbench.core.errors import DataError, NumericsError
 from workbench.core.numerics import Forward, answer_length, answer_logits, generator, mean_nll, wide
 from workbench.core.runtime import plan_memory, progress
 from workbench.load.batches import Batch, Encoded, by_length, collate
@@ -68,7 +69,9 @@ def mean_gradient(
     Raises: NumericsError naming the first parameter whose gradient is NaN or infinite; MemoryPlanError if it would not fit.
     """
     _plan(model, accumulators=1, job=label)
-    whole = model.dtype in (torch.float32, torch.float64)  # then autograd's own accumulator is precise enough
+    _some(rows, label)
+    # where every weight is at least float32, autograd's own accumulator is precise enough
+    whole = all(p.dtype in (torch.float32, torch.float64) for p in model.hf.parameters())
     total: Weights = {}
     with _tracked(model) as found:
         for chosen in progress(list(by_length(rows, max_tokens=batch_tokens)), label=label, show=show):
@@ -88,6 +91,7 @@ def fisher(model: Model, rows: Sequence[Encoded], loss: ExampleLoss = nll, *, sh
 
     Raises: NumericsError naming the first parameter whose Fisher is NaN or infinite.
     """
+    _some(rows, "Fisher")
     _plan(model, accumulators=1, job="Fisher")
     total: Weights = {}
     with _tracked(model) as found:
@@ -110,6 +114,7 @@ def curvature(model: Model, rows: Sequence[Encoded], *, seed: int, batch_tokens:
 
     Reference: Martens 2020, arXiv:1412.1193, section 9.
     """
+    _some(rows, "curvature")
     source = generator(seed, model.device)
     trace: dict[str, float] = {}
     with _tracked(model) as found:
@@ -126,7 +131,15 @@ def curvature(model: Model, rows: Sequence[Encoded], *, seed: int, batch_tokens:
                 square = 0.0 if p.grad is None else float(p.grad.double().square().sum())
                 trace[name] = trace.get(name, 0.0) + square / p.numel()
                 p.grad = None
+    for name, value in trace.items():
+        if not math.isfinite(value):
+            raise NumericsError(f"curvature: that of {name} is NaN or infinite; half precision may have overflowed: try float32.")
     return trace
+
+
+def _some(rows: Sequence[Encoded], job: str) -> None:
+    if not rows:
+        raise DataError(f"{job}: there are no rows, so there is nothing to measure.")
 
 
 def _batch(model: Model, rows: Sequence[Encoded], chosen: list[int]) -> Batch:

@@ -1,6 +1,6 @@
 """The one optimization loop: a task of examples with a loss each and an optional mask in; a Delta, a history and an audit out.
 
-Unlearning, preference tuning, relearning attacks, retraining banks and the organism all run through `fit`. Every step
+Whatever trains runs through `fit`. Every step
     1. takes `batch_size` examples in an order fixed by the seed,
     2. sums their losses micro-batch by micro-batch and divides by how many they are, so that the gradient is that of the mean
        over examples whatever the micro-batch size,
@@ -25,7 +25,7 @@ from workbench.core.records import Provenance
 from workbench.core.runtime import progress
 from workbench.core.weights import Mask
 from workbench.load.models import Model
-from workbench.train.masters import Master, difference, masters, moved_bits, write_back
+from workbench.train.masters import Master, difference, masters, write_back
 from workbench.train.task import Task
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -109,9 +109,12 @@ def fit(
         raise DataError("train: there are no examples.")
     if schedule not in SCHEDULES:
         raise InputError(f"train: schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}.")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
-        if value <= 0:
+    numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "micro_batch": micro_batch, "clip_norm": clip_norm}
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
             raise InputError(f"train: {name} is {value}, expected a positive number.")
+    if not 0 <= warmup < 1 or weight_decay < 0:
+        raise InputError(f"train: warmup is {warmup} and weight_decay {weight_decay}; expected 0 <= warmup < 1, weight_decay >= 0.")
     begin = time.perf_counter()
     steps = math.ceil(len(task) / batch_size) * epochs
     state = _Progress()
@@ -119,13 +122,14 @@ def fit(
     with isolated_rng(seed), masters(model, mask) as made:
         optimizer = torch.optim.AdamW([m.master for m in made], lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         kept = _keep(made) if check is not None else None
-        _record_check(state, check, epoch=0)
+        if not _record_check(state, check, epoch=0):
+            raise InputError(f"train: the limit is exceeded before the first step: {state.stopped.split(' after')[0]}.")
         for step in progress(range(steps), label=provenance.method, show=show):
             epoch, chosen = _step_rows(step, len(task), batch_size, seed)
             for group in optimizer.param_groups:
                 group["lr"] = lr * _rate(step, steps, warmup, schedule)
             value = _backward(task, chosen, epoch, micro_batch or batch_size, made, step)
-            norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], clip_norm or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], math.inf if clip_norm is None else clip_norm)
             if not math.isfinite(float(norm)):
                 raise NumericsError(f"train: the gradient at step {step} is NaN or infinite; try a lower lr.")
             optimizer.step()
@@ -140,11 +144,11 @@ def fit(
                     break
                 kept = _keep(made)
         delta = difference(made, provenance)
-        moved, trainable = moved_bits(made)
-    total = sum(p.numel() for p in model.hf.parameters())
+        trainable = sum(m.initial.numel() for m in made)
+    moved = delta.moved(model)  # of the Delta that is returned, in the dtype the model has
     audit = Audit(
-        moved=moved / total,
-        moved_of_trainable=moved / trainable,
+        moved=moved,
+        moved_of_trainable=moved * sum(p.numel() for p in model.hf.parameters()) / trainable,
         trainable=trainable,
         steps=len([row for row in state.history if "loss" in row]),
         tokens=tokens,

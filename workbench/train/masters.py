@@ -61,7 +61,7 @@ class Master:
 
 @contextmanager
 def masters(model: Model, mask: Mask | None) -> Iterator[list[Master]]:
-    """The masters of the weights that may move; on exit the model has its old bits, flags and mode back.
+    """The masters of the weights that may move; on exit the model has its old bits, flags and gradients back.
 
     Raises: InputError if the mask chooses nothing; MismatchError or ShapeError if it is another model's.
     """
@@ -69,22 +69,22 @@ def masters(model: Model, mask: Mask | None) -> Iterator[list[Master]]:
         mask.check(model.fingerprint(), model.shapes())
         if mask.count == 0:
             raise InputError("train: the mask chooses no weight at all, so nothing could be learned.")
-    model.base_fingerprint()  # known before the first write, so that it need not be computed again after the last
-    flags = {name: p.requires_grad for name, p in model.hf.named_parameters()}
+    before = {name: (p.requires_grad, p.grad) for name, p in model.hf.named_parameters()}
     made = [m for name, p in model.hf.named_parameters() if (m := _master(name, p, mask)) is not None]
     trainable = {m.name for m in made}
     try:
         for name, parameter in model.hf.named_parameters():
             parameter.requires_grad_(name in trainable)
+            parameter.grad = None  # what the caller left there is not ours to add to
         yield made
     finally:
         with torch.no_grad():
             for m in made:
                 m.write(m.initial)
         for name, parameter in model.hf.named_parameters():
-            parameter.requires_grad_(flags[name])
             parameter.grad = None
-        model.note_edit()
+            parameter.requires_grad_(before[name][0])
+            parameter.grad = before[name][1]
 
 
 def _master(name: str, parameter: torch.nn.Parameter, mask: Mask | None) -> Master | None:
@@ -123,10 +123,3 @@ def difference(made: list[Master], provenance: Provenance) -> Delta:
         full = moved if m.index is None else torch.zeros(m.weight.numel()).index_copy_(0, m.index.cpu(), moved)
         changes[m.name] = full.view(m.weight.shape)
     return Delta.of(changes, provenance)
-
-
-def moved_bits(made: list[Master]) -> tuple[int, int]:
-    """How many trainable weights hold other bits than before in the model's own dtype, and how many there are."""
-    now = [m.gather(m.weight.data) for m in made]
-    changed = sum(int((value != m.initial).sum()) for value, m in zip(now, made, strict=True))
-    return changed, sum(m.initial.numel() for m in made)

@@ -6,6 +6,7 @@ The reference model is the model before the first step. What it says about each 
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ from workbench.load.models import Model
 from workbench.trace.forward import forward, logits, split
 
 ExampleObjective = Callable[[Forward, Forward | None], Float[Tensor, "batch"]]
+
+
+_order = lru_cache(maxsize=64)(permutation)
 
 
 class Weighting(NamedTuple):
@@ -58,14 +62,15 @@ class Pairs:
         self.weighting = weighting
         self.references = references
         self.known = known or {}
-        self.order = permutation(len(retain), seed)
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.forget)
 
     def partner(self, example: int, epoch: int) -> int:
-        """The retain row of a forget row: the next one in the shuffled retain set, going round."""
-        return self.order[(epoch * len(self.forget) + example) % len(self.order)]
+        """The retain row of a forget row: the next one in the retain set, shuffled anew each time all of it was used."""
+        again, place = divmod(epoch * len(self.forget) + example, len(self.retain))
+        return _order(len(self.retain), self.seed * 1_000_003 + again)[place]
 
     def tokens(self, chosen: Sequence[int], epoch: int) -> int:
         """Tokens of the chosen pairs."""
