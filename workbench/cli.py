@@ -250,7 +250,7 @@ def methods() -> None:
         typer.echo(f"\n{kind.kind}")
         for member in kind:
             options = ", ".join(f"{key}={_shown(value)}" for key, value in member.options.items())
-            typer.echo(f"  {member.name:<30}{member.summary}\n{'':<32}{options}")
+            typer.echo(f"  {member.name:<30}{member.summary}" + (f"\n{'':<32}{options}" if options else ""))
 
 
 def _shown(value: Any) -> str:

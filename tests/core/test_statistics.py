@@ -12,7 +12,7 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     # a factor sqrt((n-1)/n) and the normal-for-t difference); 300 draws have a standard deviation of 1.4 %
     rng = np.random.default_rng(0)
     hits = [e.low <= 0 <= e.high for e in (mean_estimate(rng.normal(size=60), seed=i) for i in range(300))]
-    assert 0.90 <= np.mean(hits) <= 0.98, f"covered {np.mean(hits):.3f}, expected about 0.94"
+    assert 0.89 <= np.mean(hits) <= 0.965, f"covered {np.mean(hits):.3f}, expected about 0.94"
 
 
 def test_value_is_the_statistic_and_n_is_counted():

@@ -5,7 +5,7 @@ import torch
 
 from tests.reference import attribution as truth
 from tests.tiny import tiny, tiny_sets
-from workbench.core.errors import NumericsError
+from workbench.core.errors import DataError, NumericsError
 from workbench.load.batches import encode_all
 from workbench.trace.gradients import curvature, fisher, mean_gradient
 
@@ -81,3 +81,9 @@ def test_nan_names_the_parameter(setting):
     model, rows, _ = setting
     with pytest.raises(NumericsError, match="model.embed_tokens.weight holds NaN"):
         mean_gradient(model, rows, lambda passed, chosen: passed.logprob.sum(-1) * float("nan"))
+
+
+@pytest.mark.parametrize("job", [mean_gradient, fisher, lambda model, rows: curvature(model, rows, seed=0)])
+def test_no_rows_is_an_error(setting, job):
+    with pytest.raises(DataError, match="there are no rows"):
+        job(setting[0], [])

@@ -73,6 +73,7 @@ def test_partners_go_round_the_retain_set():
     task = pairs(tiny(), "nll")
     seen = [task.partner(i, epoch) for epoch in range(4) for i in range(3)]
     assert sorted(seen[:4]) == sorted(seen[4:8]) == [0, 1, 2, 3]
+    assert len({tuple(seen[k : k + 4]) for k in (0, 4, 8)}) > 1, "each time round is shuffled anew"
     assert seen == [pairs(tiny(), "nll").partner(i, e) for e in range(4) for i in range(3)]
 
 
