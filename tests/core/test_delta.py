@@ -279,3 +279,11 @@ def test_export_overwrites_nothing(stories, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         delta(stories, {OTHER: Dense(torch.ones(64))}).export(stories, tmp_path)
     assert (tmp_path / "mine").read_text() == "x"
+
+
+def test_a_change_of_zero_weights_has_no_ratio(stories):
+    with torch.no_grad():
+        stories.hf.model.norm.weight.zero_()
+    changed = {row["layer"]: row["ratio"] for row in delta(stories, {OTHER: Dense(torch.ones(64))}).by_layer(stories)}
+    left = {row["layer"]: row["ratio"] for row in delta(stories, {}).by_layer(stories)}
+    assert (changed[OTHER], left[OTHER]) == (None, 0.0)

@@ -116,6 +116,7 @@ class Delta:
     def by_layer(self, model: HasWeights) -> list[dict[str, Any]]:
         """Per layer of the model, changed or not: layer, delta_norm, weight_norm and ratio = ||Delta|| / ||W||.
 
+        The ratio is None where weights that are all zero are changed: it is not defined there.
         Norms are over all tensors of the layer, accumulated in float64. A tensor outside the layers stands by itself.
         """
         _parameters(model, self)
@@ -125,7 +126,7 @@ class Delta:
             pair[0] += self.changes[name].norm() ** 2 if name in self.changes else 0.0
             pair[1] += float(weight.detach().double().square().sum())
         return [
-            {"layer": layer, "delta_norm": d**0.5, "weight_norm": w**0.5, "ratio": (d / w) ** 0.5 if w else 0.0}
+            {"layer": layer, "delta_norm": d**0.5, "weight_norm": w**0.5, "ratio": (d / w) ** 0.5 if w else (None if d else 0.0)}
             for layer, (d, w) in squares.items()
         ]
 

@@ -33,7 +33,7 @@ class Arm:
 
     role: one of ROLES.   kind: "untouched", "model", "unlearn" or "edit".
     audit: what the training loop counted, of which an edit has only `moved` and `stopped`; None if nothing was changed.
-    layers: dicts of layer, delta_norm, weight_norm, ratio; empty if no weight was changed.
+    layers: dicts of layer, delta_norm, weight_norm, ratio (None where the weights were zero); empty if no weight was changed.
     samples: dicts of id, split, prompt, truth, answer; None if no samples.json was written.
     """
 

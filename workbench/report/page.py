@@ -87,7 +87,12 @@ def _layers(run: Run) -> list[tuple[Arm, Markup]]:
     """The arms that changed layers, each with its panel."""
     import pandas as pd
 
-    rows = [{"arm": arm.name, "layer": row["layer"], "ratio": row["ratio"]} for arm in run.arms for row in arm.layers]
+    rows = [
+        {"arm": arm.name, "layer": row["layer"], "ratio": row["ratio"]}
+        for arm in run.arms
+        for row in arm.layers
+        if row["ratio"] is not None
+    ]
     drawn = panels(pd.DataFrame(rows)) if rows else {}
     return [(arm, drawn[arm.name]) for arm in run.arms if arm.name in drawn]
 

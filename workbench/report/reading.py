@@ -105,7 +105,9 @@ def _weights(run: Run) -> list[str]:
         audit = arm.audit
         if audit and audit["stopped"]:
             said.append(f"{arm.title} stopped early, after {audit['steps']} steps: {audit['stopped'].rstrip('.')}.")
-        if (audit and audit["moved"] == 0) or (arm.layers and not any(layer["ratio"] > 0 for layer in arm.layers)):
+        if (audit and audit["moved"] == 0) or (
+            arm.layers and not any(layer["ratio"] is None or layer["ratio"] > 0 for layer in arm.layers)
+        ):
             said.append(f"{arm.title} moved nothing: it is the untouched model under another name.")
         elif audit and audit.get("moved_of_trainable", 1.0) < 0.5:  # an edit has no trainable share
             share = percent(audit["moved_of_trainable"])

@@ -37,7 +37,8 @@ class Unlearned:
         return self.audit.moved
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{escape(r['layer'])}</td><td>{r['ratio']:.3g}</td></tr>" for r in self.layers)
+        shown = [(row["layer"], "not defined" if row["ratio"] is None else f"{row['ratio']:.3g}") for row in self.layers]
+        rows = "".join(f"<tr><td>{escape(layer)}</td><td>{ratio}</td></tr>" for layer, ratio in shown)
         head = f"<p>{escape(repr(self.delta))}: {self.moved:.2%} of all weights moved in {self.audit.steps} steps"
         stopped = f"; {escape(self.audit.stopped)}" if self.audit.stopped else ""
         return f"{head}{stopped}</p><table><tr><th>layer</th><th>||Delta||/||W||</th></tr>{rows}</table>"
