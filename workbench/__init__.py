@@ -12,13 +12,16 @@ _HOME = {
     "Model": "workbench.load.models",
     "examples": "workbench.load.datasets",
     "pairs": "workbench.load.datasets",
+    "contrasts": "workbench.load.contrasts",
     "Examples": "workbench.core.records",
     "PreferencePairs": "workbench.core.records",
     "Direction": "workbench.core.records",
-    "Scores": "workbench.core.weights",
-    "Mask": "workbench.core.weights",
+    "Scores": "workbench.core.scores",
+    "Mask": "workbench.core.mask",
     "Delta": "workbench.core.delta",
     "Measurements": "workbench.core.measurements",
+    "Contrasts": "workbench.load.contrasts",
+    "Components": "workbench.core.components",
 }
 _STAGES = ("attribute", "edit", "unlearn", "evaluate", "study", "report", "train", "trace")
 
@@ -26,10 +29,13 @@ __all__ = [*_HOME, *_STAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from workbench import attribute, edit, evaluate, report, study, trace, train, unlearn
+    from workbench.core.components import Components
     from workbench.core.delta import Delta
+    from workbench.core.mask import Mask
     from workbench.core.measurements import Measurements
     from workbench.core.records import Direction, Examples, PreferencePairs
-    from workbench.core.weights import Mask, Scores
+    from workbench.core.scores import Scores
+    from workbench.load.contrasts import Contrasts, contrasts
     from workbench.load.datasets import examples, pairs
     from workbench.load.models import Model, load, wrap
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.core.svg import Scale, clean, label, number, percent, scale, shorten, tag, text_width
 from workbench.report.labels import Box, place
 from workbench.report.layers import panels, short
-from workbench.report.svg import Scale, clean, label, number, percent, scale, shorten, tag, text_width
 from workbench.report.words import listed, underlined
 
 

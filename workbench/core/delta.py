@@ -22,10 +22,10 @@ from torch import Tensor
 
 from workbench.core.change import Change, add, change_from, smallest, touched
 from workbench.core.errors import MismatchError, ShapeError, UndoError, unknown
+from workbench.core.names import layer_of
 from workbench.core.numerics import check_finite
 from workbench.core.records import Provenance
 from workbench.core.store import check_vacant, load_tensors, new_folder, save_tensors, tensor_sha256, text_sha256
-from workbench.core.weights import layer_of
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """What travels between stages: rows of data, a direction, and where a result came from.
 
-The records about weights are in `weights.py` (Scores, Mask) and `delta.py` (Delta); the numbers that are reported are in
+The records about weights are in `scores.py` (Scores), `mask.py` (Mask) and `delta.py` (Delta); the numbers that are reported are in
 `measurements.py` (Measurements).
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -68,11 +68,21 @@ class PreferencePair:
     rejected: str
 
 
-R = TypeVar("R", Example, PreferencePair)
-S = TypeVar("S", bound="_Rows")  # pyright: ignore[reportMissingTypeArgument]
+@runtime_checkable
+class Row(Protocol):
+    """What a set asks of its rows: a dataclass with an id."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str: ...
 
 
-class _Rows(Sequence[R], Generic[R]):
+R = TypeVar("R", bound=Row)
+S = TypeVar("S", bound="Rows")  # pyright: ignore[reportMissingTypeArgument]
+
+
+class Rows(Sequence[R], Generic[R]):
     """An ordered set of rows with unique ids, a name, and a fingerprint of its text."""
 
     def __init__(self, rows: Iterable[R], name: str) -> None:
@@ -126,11 +136,15 @@ class _Rows(Sequence[R], Generic[R]):
         return f"<p>{escape(repr(self))}</p>" + frame.to_html(escape=True, max_cols=6)
 
 
-class Examples(_Rows[Example]):
+class Examples(Rows[Example]):
     """Rows of (id, prompt, response, paraphrase, perturbed)."""
 
+    def answered(self, response: str) -> "Examples":
+        """The same prompts, all with this response, such as a refusal; without paraphrases and false variants."""
+        return Examples((Example(row.id, row.prompt, response) for row in self.rows), self.name)
 
-class PreferencePairs(_Rows[PreferencePair]):
+
+class PreferencePairs(Rows[PreferencePair]):
     """Rows of (id, prompt, chosen, rejected)."""
 
 

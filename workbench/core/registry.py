@@ -120,7 +120,7 @@ class Registry:
         return [member.name for member in self]
 
 
-attribution = Registry("attribution", "workbench.attribute")
+attribution = Registry("attribution", "workbench.attribute", needs=())
 edit = Registry("edit", "workbench.edit")
 objective = Registry("objective", "workbench.unlearn", retain="nll", forget_weight=1.0, needs_reference=False)
 metric = Registry("metric", "workbench.evaluate", unit=..., better=...)

@@ -59,6 +59,14 @@ def progress(items: Sequence[T] | Iterable[T], *, label: str, total: int | None 
         yield from bar.track(items, description=label, total=total)
 
 
+def announce(text: str, *, show: bool = True) -> None:
+    """Say one line on standard error; nothing without `show`."""
+    if show:
+        from rich.console import Console
+
+        Console(stderr=True).print(text, markup=False, highlight=False)
+
+
 @contextmanager
 def progress_bar(*, show: bool = True) -> Iterator[Any]:
     """A rich progress bar on standard error with elapsed time and time left; silent without `show`."""

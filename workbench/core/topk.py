@@ -1,23 +1,26 @@
-"""Exact top-k over any number of scores, tensor by tensor, without a sort and without one big buffer.
+"""Exact top-k over any number of scores, without a sort and without one big buffer.
 
 Every score is mapped to an integer key in the order of the floats (fp32 bits, with the sign handled so that the order of
 the integers is the order of the numbers). Pass 1 counts the high 16 bits of all keys, which finds the bin in which the k-th
-largest lies; pass 2 counts the low 16 bits inside that bin, which finds the key itself. Both passes need one histogram of
-65,536 counts, whatever the number of scores. Ties at the threshold are broken by position (the earlier tensor, then the lower
-flat index, wins), so exactly k scores are chosen and the choice never depends on the machine.
+largest lies; pass 2 counts the low 16 bits inside that bin, which finds the key itself; pass 3 writes one bit a score.
+All passes go chunk by chunk, so beside the scores there are the bits chosen (an eighth of a byte a score), a histogram of
+65,536 counts, and one chunk's keys. Several k share every reading of the scores. Ties at the threshold are broken by
+position (the earlier tensor, then the lower flat index, wins), so exactly k are chosen, the same ones on every machine.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64, UInt8
 from torch import Tensor
 
+from workbench.core.bits import n_bytes, pack
 from workbench.core.errors import InputError, NumericsError
 
-_CHUNK = 1 << 22
+CHUNK = 1 << 20  # scores at a time, a multiple of 8 so that a chunk fills whole bytes; its keys stay in the cache
 _BINS = 1 << 16
+_ABOVE_ALL = 0x7FFFFFFF  # no number has this key; only NaN, which is refused
 
 
 class Threshold(NamedTuple):
@@ -33,17 +36,11 @@ def order_key(scores: Tensor) -> Int32[Tensor, "n"]:
     Args: scores: any shape, float32, bfloat16 or float16 (the halves convert to float32 exactly).
     """
     bits = (scores.reshape(-1).float() + 0.0).view(torch.int32)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
 
 
-def _keys(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
-    for tensor in tensors:
-        for chunk in tensor.reshape(-1).split(_CHUNK):
-            yield order_key(chunk)
-
-
-def _histogram(index: Tensor) -> Tensor:
-    return torch.bincount(index, minlength=_BINS)
+def _keys(tensor: Tensor) -> Iterator[Tensor]:
+    return (order_key(chunk) for chunk in tensor.reshape(-1).split(CHUNK))
 
 
 def _descend(counts: Tensor, k: int) -> tuple[int, int]:
@@ -53,56 +50,86 @@ def _descend(counts: Tensor, k: int) -> tuple[int, int]:
     return found, k - int(above[found] - counts[found])
 
 
-def high_histogram(tensors: Iterable[Tensor]) -> Tensor:
-    """Pass 1: counts of the high 16 bits of all keys, [65536] int64. One histogram serves every k.
+def check_no_nan(name: str, scores: Tensor) -> None:
+    """NumericsError naming `name` and the first position if a score is NaN, whose place in an order is undefined."""
+    for number, chunk in enumerate(scores.reshape(-1).split(CHUNK)):
+        if len(chunk) and bool(chunk.max().isnan()):  # the maximum of numbers and a NaN is NaN
+            first = number * CHUNK + int(chunk.isnan().nonzero()[0])
+            raise NumericsError(f"top-k: the scores of {name} hold NaN, first at flat position {first:,}.")
 
-    Raises: NumericsError on NaN, whose place in an order is undefined.
+
+def high_histogram(tensors: Mapping[str, Tensor]) -> Int64[Tensor, "bins"]:
+    """Pass 1: counts of the high 16 bits of all keys, [65536]. One histogram serves every k.
+
+    Args: tensors: scores by name, any shapes, on any device.
+    Raises: NumericsError on NaN.
     """
     counts = torch.zeros(_BINS, dtype=torch.int64)
-    for tensor in tensors:
-        if bool(torch.isnan(tensor).any()):
-            raise NumericsError("top-k: the scores hold NaN.")
-        for key in _keys([tensor]):
-            counts += _histogram((key >> 16).add_(_BINS // 2)).cpu()
+    for name, tensor in tensors.items():
+        check_no_nan(name, tensor)
+        for key in _keys(tensor):
+            counts += torch.bincount((key >> 16).add_(_BINS // 2), minlength=_BINS).cpu()
     return counts
 
 
-def threshold(tensors: Mapping[str, Tensor], k: int, *, high: Tensor | None = None) -> Threshold:
-    """Key of the k-th largest of all scores together, and how many of its ties belong to the top k.
+def thresholds(tensors: Mapping[str, Tensor], ks: Sequence[int], *, high: Int64[Tensor, "bins"] | None = None) -> list[Threshold]:
+    """For each k: the key of the k-th largest of all scores together, and how many of its ties belong to the top k.
 
     Args:
         tensors: scores by name, any shapes.
-        k: how many to keep, 1 <= k <= number of scores.
-        high: `high_histogram(tensors.values())` if already known (several k share it).
+        ks: how many to keep, each 0 <= k <= number of scores; in any order.
+        high: `high_histogram(tensors)` if already known.
+    Raises: InputError for a k out of range; NumericsError on NaN.
     """
-    high = high_histogram(tensors.values()) if high is None else high
+    high = high_histogram(tensors) if high is None else high
     total = int(high.sum())
-    if not 1 <= k <= total:
-        raise InputError(f"top-k: k is {k:,}, but there are {total:,} scores; expected 1 <= k <= {total:,}.")
-    top, wanted = _descend(high, k)
-    low = torch.zeros(_BINS, dtype=torch.int64)
-    for key in _keys(tensors.values()):
-        inside = key[(key >> 16) == top - _BINS // 2]
-        low += _histogram((inside & 0xFFFF).long()).cpu()
-    bottom, ties = _descend(low, wanted)
-    return Threshold(((top - _BINS // 2) << 16) | bottom, ties)
+    for k in ks:
+        if not 0 <= k <= total:
+            raise InputError(f"top-k: k is {k:,}, but there are {total:,} scores; expected 0 <= k <= {total:,}.")
+    inside = {k: _descend(high, k) for k in ks if k > 0}
+    low = {top: torch.zeros(_BINS, dtype=torch.int64) for top, _ in inside.values()}
+    for tensor in tensors.values() if low else ():
+        for key in _keys(tensor):
+            bins = key >> 16
+            for top, counts in low.items():
+                found = key[bins == top - _BINS // 2]
+                counts += torch.bincount(found.bitwise_and_(0xFFFF), minlength=_BINS).cpu()
+    cuts = {0: Threshold(_ABOVE_ALL, 0)}
+    for k, (top, wanted) in inside.items():
+        bottom, ties = _descend(low[top], wanted)
+        cuts[k] = Threshold(((top - _BINS // 2) << 16) | bottom, ties)
+    return [cuts[k] for k in ks]
 
 
-def choose(tensors: Mapping[str, Tensor], k: int, *, high: Tensor | None = None) -> Iterable[tuple[str, Tensor]]:
-    """Yield (name, bool tensor of the same shape): the k largest of all scores together, exactly k of them.
+def choose_each(
+    tensors: Mapping[str, Tensor], ks: Sequence[int], *, high: Int64[Tensor, "bins"] | None = None
+) -> list[dict[str, UInt8[Tensor, "bytes"]]]:
+    """For each k: packed bits by name (`bits.pack`), set for the k largest of all scores together, exactly k of them.
 
     Ties at the threshold go to the earlier tensor in the mapping's order, then to the lower flat index.
+
+    Args: as for `thresholds`.
+    Raises: as for `thresholds`.
     """
-    if k == 0:
-        for name, tensor in tensors.items():
-            yield name, torch.zeros(tensor.shape, dtype=torch.bool)
-        return
-    cut = threshold(tensors, k, high=high)
-    ties = cut.ties
+    cuts = thresholds(tensors, ks, high=high)
+    left = [cut.ties for cut in cuts]
+    out: list[dict[str, Tensor]] = [{} for _ in cuts]
     for name, tensor in tensors.items():
-        key = order_key(tensor)
-        chosen = key > cut.key
-        tied = (key == cut.key).nonzero().squeeze(-1)[:ties]
-        chosen[tied] = True
-        ties -= len(tied)
-        yield name, chosen.view(tensor.shape)
+        for chosen in out:
+            chosen[name] = torch.zeros(n_bytes(tensor.numel()), dtype=torch.uint8)
+        for number, key in enumerate(_keys(tensor)):
+            start = number * CHUNK // 8
+            for position, cut in enumerate(cuts):
+                bits = key > cut.key
+                if left[position]:
+                    tied = (key == cut.key).nonzero().squeeze(-1)[: left[position]]
+                    bits[tied] = True
+                    left[position] -= len(tied)
+                packed = pack(bits)
+                out[position][name][start : start + len(packed)] = packed
+    return out
+
+
+def choose(tensors: Mapping[str, Tensor], k: int) -> dict[str, UInt8[Tensor, "bytes"]]:
+    """`choose_each` for one k."""
+    return choose_each(tensors, [k])[0]

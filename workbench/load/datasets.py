@@ -44,7 +44,7 @@ def pairs(source: str | Path) -> PreferencePairs:
     name = str(source)
     return PreferencePairs(
         (
-            PreferencePair(str(row.get("id", i)), *(_text(row, (key,), where) for key in ("prompt", "chosen", "rejected")))
+            PreferencePair(str(row.get("id", i)), *(text_of(row, (key,), where) for key in ("prompt", "chosen", "rejected")))
             for i, (row, where) in enumerate(_rows(name, None))
         ),
         name,
@@ -68,7 +68,7 @@ def _rows(name: str, root: str | Path | None) -> Iterator[tuple[Mapping[str, Any
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
     elif path.suffix in (".jsonl", ".json"):
-        yield from _json_rows(path)
+        yield from json_rows(path)
     else:
         raise InputError(f"{path}: expected a .jsonl, .json or .parquet file of rows.")
 
@@ -82,7 +82,8 @@ def _tofu_file(root: Path, split: str) -> Path:
     raise InputError(f"tofu:{split}: no {split}.jsonl under {root}. There: {', '.join(there) or 'no .json or .jsonl file'}.")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def json_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Every object of a JSON lines file, with file and line for messages; DataError for a line that is none."""
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -124,7 +125,8 @@ def _hub_rows(repository: str, config: str | None) -> Iterator[tuple[Mapping[str
         yield dict(row), f"{repository}, row {number}"
 
 
-def _text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
+def text_of(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
+    """The text under the first of `keys` that the row has; DataError naming file and line if there is none."""
     value = next((row[key] for key in keys if row.get(key) is not None), None)
     if not isinstance(value, str) or not value:
         found = ", ".join(map(str, row)) or "nothing"
@@ -141,8 +143,8 @@ def _example(row: Mapping[str, Any], where: str, number: int) -> Example:
         raise DataError(f"{where}: 'paraphrase' must be a text.")
     return Example(
         id=str(row.get("id", number)),
-        prompt=_text(row, _ALIASES["prompt"], where),
-        response=_text(row, _ALIASES["response"], where),
+        prompt=text_of(row, _ALIASES["prompt"], where),
+        response=text_of(row, _ALIASES["response"], where),
         paraphrase=optional["paraphrase"],
         perturbed=tuple(perturbed),
     )

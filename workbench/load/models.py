@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +38,7 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.ledger: list[Applied] = []
+        self._sites = Sites(hf)
         self._base: str | None = None
         self._versions: tuple[int, ...] = ()
         self.takes_positions = "position_ids" in signature(hf.forward).parameters
@@ -48,10 +48,10 @@ class Model:
         edits = f", {len(self.ledger)} edit(s) applied" if self.ledger else ""
         return f"Model({self.name!r}, {type(self.hf).__name__}, {size:,} weights, {self.dtype}{edits})"
 
-    @cached_property
+    @property
     def sites(self) -> Sites:
         """Activation sites and weight slices by canonical name; ModelError if no adapter knows the architecture."""
-        return Sites(self.hf)
+        return self._sites
 
     def text_key(self) -> str:
         """SHA-256 of how text becomes tokens: vocabulary, merges, special tokens and chat template."""

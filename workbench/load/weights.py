@@ -6,7 +6,7 @@ A `WeightSlice` says which, so that nobody else has to know.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,12 @@ def weight_of(root: nn.Module, path: str) -> Tensor:
             "quantized or mixture-of-experts weights are not supported. Load the model unquantized."
         )
     return weight
+
+
+def transposed(hf: PreTrainedModel, names: Collection[str]) -> frozenset[str]:
+    """Those of `names` that are stored [in, out], where `nn.Linear` has [out, in]: the weights of GPT-2's `Conv1D`."""
+    turned = {id(module.weight) for module in hf.modules() if isinstance(module, Conv1D)}
+    return frozenset(name for name, p in hf.named_parameters() if id(p) in turned and name in names)
 
 
 def parameter_name(hf: PreTrainedModel, path: str, kind: str) -> str:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from workbench.core.svg import tag
 from workbench.report.figure import figure
 from workbench.report.folder import Run, read_run
-from workbench.report.svg import tag
 from workbench.report.table import cell, heading, key_metrics, moved, summary
 
 

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
+from workbench.core.svg import label
 from workbench.report.folder import Arm, Key, Run
 from workbench.report.plane import legend, plane
-from workbench.report.svg import label
 from workbench.report.table import FORGETTING, KEPT, UTILITY
 from workbench.report.words import capital, listed, named, titles
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from workbench.report.svg import Scale, tag
+from workbench.core.svg import Scale, tag
 
 if TYPE_CHECKING:
     import pandas as pd

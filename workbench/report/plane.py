@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
+from workbench.core.svg import BLUE, GREEN, ORANGE, PURPLE, Scale, number, scale, shorten, tag, text_width
 from workbench.report.labels import Box, place
-from workbench.report.svg import BLUE, GREEN, ORANGE, PURPLE, Scale, number, scale, shorten, tag, text_width
 
 if TYPE_CHECKING:
     import pandas as pd

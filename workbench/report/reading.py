@@ -1,7 +1,7 @@
 """The report in sentences: what was done, how it came out, what to be careful about. Numbers are the run's own."""
 
+from workbench.core.svg import number, percent
 from workbench.report.folder import Key, Run
-from workbench.report.svg import number, percent
 from workbench.report.table import missing_metrics
 from workbench.report.words import capital, listed, named, titles
 

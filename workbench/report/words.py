@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from markupsafe import Markup, escape
 
+from workbench.core.svg import clean, label
 from workbench.report.folder import Arm, Key
-from workbench.report.svg import clean, label
 
 COMPARED_WORDS = 300
 """Words of an answer that are compared; a longer one is shown whole, with nothing underlined after them."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from workbench.core.delta import Delta
 from workbench.core.errors import InputError, NumericsError
+from workbench.core.mask import Mask
 from workbench.core.records import Provenance
-from workbench.core.weights import Mask
 from workbench.load.models import Model
 
 
