@@ -8,7 +8,7 @@ from workbench.core.records import Examples, Provenance, check_disjoint
 from workbench.core.registry import edit
 from workbench.load.batches import encode_all
 from workbench.load.models import Model
-from workbench.trace.gradients import fisher
+from workbench.trace.moments import Wanted, moments
 
 
 @edit
@@ -21,6 +21,7 @@ def dampen(
     alpha: float = 10.0,
     lam: float = 1.0,
     strength: float = 1.0,
+    batch_tokens: int = 4096,
     show: bool = False,
 ) -> Delta:
     """Multiply each weight that carries the forget set by a factor below one.
@@ -35,6 +36,7 @@ def dampen(
             alpha must lie below 1 / (forget's share of the rows).
         lam: dampening constant, >= 0; 0 sets the chosen weights to zero.
         strength: 1 is the published method, 0 changes nothing.
+        batch_tokens: largest padded batch, in tokens; changes memory, not the result beyond rounding.
     Returns: a Delta over the chosen weights; the model is not changed. provenance.notes has their number.
     Raises: InputError for a bad option; DataError if the sets share rows.
     Reference: Foster et al. 2024, arXiv:2308.07707. Their code squares batch-mean gradients, so its result depends on the
@@ -51,8 +53,11 @@ def dampen(
             f"give alpha below {1 / share:.3g}, or more retain rows."
         )
     with torch.enable_grad():
-        important = fisher(model, encode_all(model, forget), show=show)
-        kept = fisher(model, encode_all(model, retain), show=show)
+        squares = frozenset({"square"})
+        wanted = {"forget": Wanted(encode_all(model, forget), squares), "retain": Wanted(encode_all(model, retain), squares)}
+        names = [name for name, p in model.hf.named_parameters() if p.is_floating_point()]
+        found = moments(model, wanted, names, batch_tokens=batch_tokens, show=show, label="Fisher")
+        important, kept = found["forget", "square"], found["retain", "square"]
     differences, chosen = {}, 0
     for name, weight in model.hf.named_parameters():
         f, everything = important[name], kept[name].mul_(1 - share).add_(important[name], alpha=share)
