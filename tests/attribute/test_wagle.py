@@ -3,15 +3,11 @@
 import pytest
 import torch
 
+from tests.attribute.plain import plain
 from tests.reference import attribution as truth
 from tests.tiny import tiny, tiny_sets
 from workbench import attribute
 from workbench.core.errors import InputError
-from workbench.load.batches import encode_all
-
-
-def plain(model, rows):
-    return [(row.tokens, row.start) for row in encode_all(model, rows)]
 
 
 def gradients(model, forget, retain):
@@ -86,3 +82,40 @@ def test_bad_gamma(setting, gamma):
 def test_bad_options(setting, options, match):
     with pytest.raises(InputError, match=match):
         attribute.wagle(*setting, **options)
+
+
+def test_the_two_terms_are_kept_and_add_up(setting):
+    model, forget, retain = setting
+    forms = {form: attribute.wagle(model, forget, retain, gamma=0.3, form=form) for form in ("signed", "weight", "retain")}
+    g_f, _ = gradients(model, forget, retain)
+    for name, p in model.hf.named_parameters():
+        torch.testing.assert_close(forms["weight"][name].double(), p.detach() * g_f[name], rtol=1e-4, atol=1e-7)  # RMSNorm
+        both = forms["weight"][name] + forms["retain"][name]
+        torch.testing.assert_close(forms["signed"][name], both, rtol=1e-4, atol=1e-7)
+
+
+def test_swapping_the_sets_leaves_the_retain_term_alone(setting):
+    """- g_r g_f / gamma is the same in both sets; theta g_f is not."""
+    model, forget, retain = setting
+    one = attribute.wagle(model, forget, retain, gamma=0.3, form="retain")
+    other = attribute.wagle(model, retain, forget, gamma=0.3, form="retain")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-9)
+    name = "model.layers.0.mlp.up_proj.weight"
+    first, second = (attribute.wagle(model, *sets, gamma=0.3)[name] for sets in ((forget, retain), (retain, forget)))
+    assert not torch.allclose(first, second)
+
+
+def test_signed_scores_say_what_removing_a_weight_does(setting):
+    """To first order the loss changes by - theta g_f: the highest signed score is the best weight to remove."""
+    model, forget, retain = setting
+    found = attribute.wagle(model, forget, retain, form="weight")
+    name = "model.layers.0.mlp.up_proj.weight"
+    place = int(found[name].argmax())
+    weight = model.hf.get_parameter(name)
+    rows = plain(model, forget)
+    before = sum(float(truth.row_loss(model.hf, row).detach()) for row in rows) / len(rows)
+    with torch.no_grad():
+        weight.view(-1)[place] *= 0.99
+    after = sum(float(truth.row_loss(model.hf, row).detach()) for row in rows) / len(rows)
+    assert (after - before) / 0.01 == pytest.approx(-float(found[name].max()), rel=0.05)  # curvature over one per cent

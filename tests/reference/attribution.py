@@ -53,3 +53,45 @@ def gauss_newton_mean_diagonal(hf, rows, name):
             centered = jacobian - (prob[:, None] * jacobian).sum(0)
             total = total + float((prob[:, None] * centered**2).sum()) / (len(tokens) - start)
     return total / len(rows) / parameter.numel()
+
+
+def input_mean_squares(hf, rows, path):
+    """Mean over all tokens of all rows of each squared input feature of the linear map at `path`, one token at a time."""
+    seen = []
+    handle = hf.get_submodule(path).register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()[0]))
+    for tokens, _ in rows:
+        hf(input_ids=torch.tensor([tokens]))
+    handle.remove()
+    every = [vector for row in seen for vector in row]
+    total = torch.zeros_like(every[0])
+    for vector in every:
+        total = total + vector**2
+    return total / len(every)
+
+
+def cosine_rows(g_f, g_r):
+    """|g_f| (1 - cosine of the rows) / 2 of one [out in] matrix, or of a vector as one row."""
+    if g_f.ndim == 1:
+        return cosine_rows(g_f[None], g_r[None])[0]
+    out = torch.zeros_like(g_f)
+    for i in range(len(g_f)):
+        length = float((g_f[i] ** 2).sum() ** 0.5 * (g_r[i] ** 2).sum() ** 0.5)
+        cosine = float((g_f[i] * g_r[i]).sum()) / length if length else 0.0
+        out[i] = g_f[i].abs() * (1 - cosine) / 2
+    return out
+
+
+def path_integral(hf, rows, end, *, steps):
+    """(end - theta) times the mean gradient at the midpoints of `steps` equal pieces of the straight path to `end`."""
+    start = {n: p.detach().clone() for n, p in hf.named_parameters()}
+    total = {n: torch.zeros_like(p) for n, p in start.items()}
+    for k in range(steps):
+        with torch.no_grad():
+            for n, p in hf.named_parameters():
+                p.copy_(start[n] + (k + 0.5) / steps * (end[n] - start[n]))
+        here = mean_gradient(hf, rows)
+        total = {n: total[n] + here[n] / steps for n in total}
+    with torch.no_grad():
+        for n, p in hf.named_parameters():
+            p.copy_(start[n])
+    return {n: (end[n] - start[n]) * total[n] for n in total}

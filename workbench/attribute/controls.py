@@ -2,34 +2,46 @@
 
 import torch
 
+from workbench.attribute.gather import Patterns, choose_parameters, coverage
 from workbench.core.numerics import generator
 from workbench.core.records import Examples, Provenance
 from workbench.core.registry import attribution
-from workbench.core.weights import Scores
+from workbench.core.scores import Scores
 from workbench.load.models import Model
+from workbench.load.weights import transposed
 
 
 @attribution
-def magnitude(model: Model, forget: Examples, retain: Examples) -> Scores:
+def magnitude(model: Model, forget: Examples, retain: Examples, *, include: Patterns = "*", exclude: Patterns = ()) -> Scores:
     """Size of each weight, whatever the data: S_i = |w_i|, float32.
 
-    Args: forget, retain: not used; every attribution has the same signature.
+    Args:
+        forget, retain: not used; every attribution has the same signature.
+        include, exclude: patterns of Hugging Face parameter names.
     """
     del forget, retain
-    sizes = {n: p.detach().float().abs().cpu() for n, p in model.hf.named_parameters() if p.is_floating_point()}
-    return Scores(sizes, Provenance("magnitude", model.fingerprint(), dtype=str(model.dtype)))
+    names = choose_parameters(model, include, exclude)
+    sizes = {name: model.hf.get_parameter(name).detach().float().abs().cpu() for name in names}
+    notes = {"coverage": coverage(model, sizes)}
+    return Scores(
+        sizes, Provenance("magnitude", model.fingerprint(), dtype=str(model.dtype), notes=notes), transposed(model.hf, sizes)
+    )
 
 
 @attribution
-def random(model: Model, forget: Examples, retain: Examples, *, seed: int = 0) -> Scores:
+def random(
+    model: Model, forget: Examples, retain: Examples, *, include: Patterns = "*", exclude: Patterns = (), seed: int = 0
+) -> Scores:
     """Chance: uniform numbers in [0, 1), independent of the data, the same for the same seed and model.
 
     `Mask.matched_random` is the sharper control for a given mask: as many weights in every tensor as the mask has.
 
-    Args: forget, retain: not used; every attribution has the same signature.
+    Args:
+        forget, retain: not used; every attribution has the same signature.
+        include, exclude: patterns of Hugging Face parameter names.
     """
     del forget, retain
-    source = generator(seed)
-    named = ((n, p) for n, p in model.hf.named_parameters() if p.is_floating_point())
-    drawn = {n: torch.rand(p.shape, generator=source) for n, p in named}
-    return Scores(drawn, Provenance("random", model.fingerprint(), seed=seed))
+    source, shapes = generator(seed), model.shapes()
+    drawn = {name: torch.rand(shapes[name], generator=source) for name in choose_parameters(model, include, exclude)}
+    notes = {"coverage": coverage(model, drawn)}
+    return Scores(drawn, Provenance("random", model.fingerprint(), seed=seed, notes=notes), transposed(model.hf, drawn))

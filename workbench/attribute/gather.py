@@ -1,0 +1,177 @@
+"""What weight scores share: the choice of parameters, the forget loss, one pass over both sets, and the record that comes out."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.core.errors import InputError, MismatchError, unknown
+from workbench.core.numerics import Forward, wide
+from workbench.core.records import Examples, Provenance, check_disjoint
+from workbench.core.registry import objective
+from workbench.core.runtime import announce
+from workbench.core.scores import Scores
+from workbench.load.batches import encode_all
+from workbench.load.models import Model
+from workbench.load.weights import transposed
+from workbench.trace.gradients import ExampleLoss, Weights, nll
+from workbench.trace.moments import Wanted, moments
+from workbench.trace.plan import plan_pass
+
+Patterns = str | Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Moments of the forget and retain set, from which scores are computed without another pass.
+
+    names: the parameters.   parts: by need, such as "forget.gradient" or "retain.square", and parameter (`trace/moments.py`).
+    about: the provenance that every score made from it shares.   shared: several scores will read it.
+    """
+
+    names: tuple[str, ...]
+    parts: Mapping[str, Weights]
+    about: Provenance
+    shared: bool
+
+    def take(self, need: str, name: str) -> Tensor:
+        """One parameter's values, freed here unless other scores will ask for them. Not to be written to."""
+        return self.parts[need][name] if self.shared else self.parts[need].pop(name)
+
+    def scores(
+        self,
+        method: str,
+        model: Model,
+        formula: Callable[[str, Tensor], Tensor],
+        options: Mapping[str, Any],
+        *,
+        names: Sequence[str] | None = None,
+        seed: int | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """Scores of every parameter (or those in `names`): formula(its name, its weights in at least float32)."""
+        kept = self.names if names is None else names
+        weights = {name: p.detach() for name, p in model.hf.named_parameters() if name in kept}
+        tensors = {name: formula(name, wide(weights[name])).float().cpu().contiguous() for name in kept}
+        about = replace(self.about, method=method, options={**self.about.options, **options}, seed=seed)
+        return Scores(
+            tensors, replace(about, notes={**(notes or {}), "coverage": coverage(model, tensors)}), transposed(model.hf, tensors)
+        )
+
+
+def gather(
+    model: Model,
+    forget: Examples,
+    retain: Examples,
+    needs: Collection[str],
+    *,
+    forget_loss: ExampleLoss | str = "nll",
+    include: Patterns = "*",
+    exclude: Patterns = (),
+    batch_tokens: int = 4096,
+    gathered: Gathered | None = None,
+    shared: bool = False,
+    show: bool = False,
+) -> Gathered:
+    """One pass over the rows of both sets for everything in `needs`.
+
+    Args:
+        needs: "forget." or "retain." with gradient, square or inputs.
+        forget_loss: the loss that will be optimized: "nll" (mean NLL a token), an objective's name, or a function that gives
+            one value an example. An objective stands for its gradient at the model itself, which is its own reference. To
+            score for learning other answers, such as a refusal, pass forget rows that have them (`Examples.answered`).
+        include, exclude: patterns of Hugging Face parameter names, such as "*.mlp.*" or ["*norm*", "*embed*"].
+        batch_tokens: largest padded batch, in tokens; changes memory, not the result beyond rounding.
+        gathered: what was gathered for these rows on this model already; it is checked and handed back.
+        shared: keep the moments for several scores.
+        show: say the memory plan and draw a progress bar.
+    Raises: DataError if the sets share rows; InputError for a pattern that fits nothing; MemoryPlanError if it would not fit;
+        MismatchError if `gathered` is of another model or other rows.
+    """
+    data = {"forget": forget.fingerprint(), "retain": retain.fingerprint()}
+    if gathered is not None:
+        return _fitting(gathered, needs, model, data)
+    check_disjoint(forget, retain)
+    names = choose_parameters(model, include, exclude)
+    loss = find_loss(forget_loss)
+    wanted = {}
+    for set, rows, its_loss in (("forget", forget, loss), ("retain", retain, nll)):
+        quantities = frozenset(need.split(".")[1] for need in needs if need.startswith(set + "."))
+        if quantities:
+            wanted[set] = Wanted(encode_all(model, rows), quantities, its_loss)
+    every = [row for one in wanted.values() for row in one.rows]
+    sums = sum(len(one.quantities - {"inputs"}) for one in wanted.values())
+    plan = plan_pass(model, every, names, sums=sums, batch_tokens=batch_tokens, job="attribution")
+    announce(f"attribution: {plan}", show=show)
+    found = moments(model, wanted, names, batch_tokens=batch_tokens, show=show, label="attribution")
+    about = Provenance(
+        "gathered",
+        model.fingerprint(),
+        data,
+        {"forget_loss": loss.__name__, "include": listed(include), "exclude": listed(exclude)},
+        dtype=str(model.dtype),
+        reduction="mean over examples, float32",
+        tokens=sum(len(row.tokens) for row in every),
+    )
+    return Gathered(tuple(names), {f"{set}.{quantity}": values for (set, quantity), values in found.items()}, about, shared)
+
+
+def _fitting(gathered: Gathered, needs: Collection[str], model: Model, data: Mapping[str, str]) -> Gathered:
+    """`gathered` itself; MismatchError or InputError if it is not what this score is asked about."""
+    if gathered.about.model != model.fingerprint() or gathered.about.data != data:
+        raise MismatchError("gathered: it was gathered on another model or other rows; gather again for these.")
+    lacking = [need for need in needs if need not in gathered.parts]
+    if lacking:
+        raise InputError(f"gathered: it lacks {', '.join(lacking)} and has {', '.join(gathered.parts)}; gather with these needs.")
+    return gathered
+
+
+def listed(patterns: Patterns) -> list[str]:
+    """One pattern or several, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def choose_parameters(model: Model, include: Patterns, exclude: Patterns) -> list[str]:
+    """Names of the floating-point parameters that fit a pattern of `include` and none of `exclude`, in the model's order.
+
+    Raises: InputError naming a pattern that fits no parameter, or if nothing is left.
+    """
+    every = [name for name, p in model.hf.named_parameters() if p.is_floating_point()]
+    for pattern in (*listed(include), *listed(exclude)):
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise InputError(f"the pattern {pattern!r} fits no parameter; they are called {every[0]}, ..., {every[-1]}.")
+
+    def fits(name: str, patterns: Patterns) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in listed(patterns))
+
+    kept = [name for name in every if fits(name, include) and not fits(name, exclude)]
+    if not kept:
+        raise InputError(f"include={include!r} and exclude={exclude!r} leave no parameter to score.")
+    return kept
+
+
+def coverage(model: Model, names: Collection[str]) -> float:
+    """Share of the model's weights that lie in these parameters."""
+    sizes = {name: p.numel() for name, p in model.hf.named_parameters()}
+    return sum(sizes[name] for name in names) / sum(sizes.values())
+
+
+def find_loss(forget_loss: ExampleLoss | str) -> ExampleLoss:
+    """The loss of a name: "nll", or a registered objective whose reference is the model itself, as before the first step."""
+    if not isinstance(forget_loss, str):
+        return forget_loss
+    if forget_loss == "nll":
+        return nll
+    if forget_loss.replace("-", "_") not in objective.names():
+        raise unknown("forget_loss", forget_loss, ["nll", *objective.names()])
+    member = objective[forget_loss]
+
+    def loss(passed: Forward, rows: list[int]) -> Float[Tensor, "batch"]:
+        del rows
+        return member.function(passed, Forward(passed.logprob.detach(), passed.mask))
+
+    loss.__name__ = member.name
+    return loss
