@@ -1,4 +1,4 @@
-"""The command line: one subcommand a stage, plus run, report, compare, doctor, methods and organism.
+"""The command line: one subcommand a stage, plus run, judge, report, compare, doctor, methods and organism.
 
 Nothing heavy is imported before a subcommand runs, so `workbench --help` is quick. Method names and their options come from the
 registries and are checked there. What the user got wrong is said in one line, with exit status 2.
@@ -29,7 +29,7 @@ def workbench() -> None:
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
-    from workbench.study.config import parse_options
+    from workbench.study.file import parse_options
 
     return parse_options(given or [])
 
@@ -56,6 +56,29 @@ def run(
 
 
 @app.command()
+def judge(
+    scores: Annotated[
+        list[str] | None, typer.Argument(help="Scores in the study, or registered methods; all of the study's without.")
+    ] = None,
+    study: Annotated[Path, typer.Option(help="A study file with a mapping 'judge'.")] = Path("studies/localization.yaml"),
+    out: Annotated[Path, typer.Option(help="The folder that holds runs.")] = Path("runs"),
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the judge, such as seeds='[0, 1, 2]'."),
+    ] = None,
+) -> None:
+    """Judge located weights by intervention: inside them, in a matched random set, outside them, at one budget."""
+    from workbench.report import print_table
+    from workbench.study.localization import KEYS
+    from workbench.study.localization import run as judge_study
+
+    overrides = [one if one.split("=")[0].split(".")[0].strip() in KEYS else f"judge.{one}" for one in option or []]
+    folder = judge_study(study, out=out, overrides=overrides, only=scores or [])
+    print_table(folder)
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+@app.command()
 def attribute(
     method: Annotated[str, typer.Argument(help="wagle, saliency, ...; `workbench methods` lists them.")],
     model: ModelArg,
@@ -64,7 +87,7 @@ def attribute(
     out: Out,
     root: Root = None,
     fraction: Annotated[float | None, typer.Option(help="Also cut a mask with this share of the weights.")] = None,
-    scope: Annotated[str, typer.Option(help="global, layer or tensor.")] = "global",
+    scope: Annotated[str, typer.Option(help="global, layer, tensor, row; or N:M, such as 2:4, without --fraction.")] = "global",
     option: Opt = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -79,7 +102,7 @@ def attribute(
     options = member.check_options(_options(option))
     sets = _sets(forget, retain, root)
     scores = member.function(load(model, device=device, dtype=dtype), *sets, **options)
-    mask = None if fraction is None else scores.mask(fraction, scope=scope)
+    mask = None if fraction is None and ":" not in scope else scores.mask(fraction, scope=scope)
     with new_folder(out) as aside:
         scores.save(aside / "scores.safetensors")
         if mask is not None:
@@ -106,10 +129,10 @@ def unlearn(
 ) -> None:
     """Unlearn the forget rows; writes the change as a Delta to OUT. -o takes options of `unlearn.run` and of the objective."""
     from workbench.core.errors import InputError
+    from workbench.core.mask import Mask
     from workbench.core.registry import Member
     from workbench.core.registry import objective as objectives
     from workbench.core.store import check_vacant
-    from workbench.core.weights import Mask
     from workbench.load.models import load
     from workbench.unlearn.run import run as run_unlearn
 
@@ -249,7 +272,8 @@ def methods() -> None:
     for kind in (registry.attribution, registry.edit, registry.objective, registry.metric):
         typer.echo(f"\n{kind.kind}")
         for member in kind:
-            options = ", ".join(f"{key}={_shown(value)}" for key, value in member.options.items())
+            given = {key: value for key, value in member.options.items() if key not in ("gathered", "show")}
+            options = ", ".join(f"{key}={_shown(value)}" for key, value in given.items())
             typer.echo(f"  {member.name:<30}{member.summary}" + (f"\n{'':<32}{options}" if options else ""))
 
 

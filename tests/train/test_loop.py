@@ -8,10 +8,11 @@ from tests.reference.adamw import adamw
 from tests.tiny import tiny, tiny_sets
 from workbench.core.delta import applied
 from workbench.core.errors import InputError, MismatchError, NumericsError
+from workbench.core.mask import Mask
 from workbench.core.records import Provenance
-from workbench.core.weights import Mask
 from workbench.load.batches import encode_all
 from workbench.train import AnswerTask, Check, fit
+from workbench.train.check import largest_within
 from workbench.train.loop import _rate, _step_rows
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -247,3 +248,79 @@ def test_training_mode_is_refused():
     model.hf.train()
     with pytest.raises(InputError, match="training mode"):
         fit(model, answers(model), about(model))
+
+
+def distance(model, start):
+    """How far the model is from some bits: grows along every straight line away from them."""
+    return lambda: float(sum((p.detach() - start[n]).square().sum() for n, p in model.hf.named_parameters()) ** 0.5)
+
+
+def test_a_partial_check_ends_at_the_limit_on_the_way_to_the_state_beyond():
+    model = tiny()
+    far = distance(model, bits(model))
+    options = {"batch_size": 2, "lr": 0.01, "schedule": "constant"}
+    free = fit(model, answers(model), about(model), epochs=2, check=Check(far, 1e9, "far", every=1), **options)
+    reached = [row["far"] for row in free.history if "far" in row]
+    assert [row["step"] for row in free.history if "far" in row and "step" in row] == [0, 1, 2, 3]
+    limit = 0.5 * (reached[2] + reached[3])  # crossed in the third step
+    found = fit(model, answers(model), about(model), epochs=2, check=Check(far, limit, "far", 1, True), **options)
+    assert found.audit.steps == 3
+    assert 0 < found.audit.part < 1
+    last = found.history[-1]
+    assert last["part"] == found.audit.part
+    assert limit - 0.01 * limit <= last["far"] <= limit  # the search ends within a hundredth of the way from 0 to the limit
+    with applied(model, found.delta):
+        assert far() == pytest.approx(last["far"], rel=1e-6)  # a Delta is float32
+    # the state is on the straight line from the second state to the third
+    two, three = (_steps(model, free, k, options) for k in (2, 3))
+    for name, p in two.items():
+        expected = p + found.audit.part * (three[name] - p)
+        torch.testing.assert_close(found.delta.changes[name].dense(), expected, rtol=0, atol=1e-7)  # float32 changes of 0.03
+    assert "after step 2, above" in found.audit.stopped
+    assert f"{found.audit.part:.4f} of the way from there" in found.audit.stopped
+
+
+def _steps(model, free, k, options):
+    """The change after the first k of the steps of an unlimited run."""
+    values = [row["far"] for row in free.history if "far" in row]
+    far = distance(model, bits(model))
+    cut = fit(model, answers(model), about(model), epochs=2, check=Check(far, values[k] * (1 + 1e-9), "far", 1), **options)
+    assert cut.audit.part == 1.0
+    return {name: change.dense() for name, change in cut.delta.changes.items()}
+
+
+def test_a_check_every_few_steps_also_looks_at_the_last_one():
+    model = tiny(torch.float32)
+    seen = []
+    check = Check(lambda: float(len(seen)) if seen.append(1) is None else 0.0, 100.0, "looks", every=3)
+    found = fit(model, answers(model), about(model), epochs=2, batch_size=1, lr=0.01, check=check)
+    assert [row["step"] for row in found.history if "looks" in row and "step" in row] == [2, 5, 7]
+    assert found.audit.stopped == ""
+    assert found.audit.part == 1.0
+    with pytest.raises(InputError, match="check.every is 0"):
+        fit(model, answers(model), about(model), check=Check(lambda: 0.0, 1.0, "looks", every=0))
+
+
+def test_largest_within_by_hand():
+    # x^2 <= 0.25 up to x = 1/2: 1/2 is tried first and is within, at the limit
+    assert largest_within(lambda x: x * x, 0.25, start=0.0, tolerance=0.0) == (0.5, 0.25)
+    # x <= 0.3: 1/2 no, 1/4 yes with 0.05 left, 3/8 no, 5/16 no, 9/32 yes with 0.01875 left
+    tried = []
+    found = largest_within(lambda x: tried.append(x) or x, 0.3, start=0.0, tolerance=0.02)
+    assert found == (0.28125, 0.28125)
+    assert tried == [0.5, 0.25, 0.375, 0.3125, 0.28125]
+    assert largest_within(lambda x: float("nan"), 0.3, start=0.1, tolerance=0.02) == (0.0, 0.1)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.8])
+def test_a_limit_that_is_jumped_over_leaves_a_state_within_it(share):
+    # a value that jumps never comes close to the limit, so the search runs out of halvings, perhaps on a state beyond
+    model = tiny()
+    far = distance(model, bits(model))
+    options = {"batch_size": 4, "lr": 0.01, "schedule": "constant", "epochs": 1}
+    whole = fit(model, answers(model), about(model), check=Check(far, 1e9, "far", every=1), **options).history[-1]["far"]
+    jump = Check(lambda: 10.0 if far() > share * whole else 0.0, 1.0, "jump", 1, True)
+    found = fit(model, answers(model), about(model), check=jump, **options)
+    assert found.audit.part == pytest.approx(share, abs=2**-15)  # sixteen halvings, and the distance is float32 in the Delta
+    with applied(model, found.delta):
+        assert far() == pytest.approx(found.audit.part * whole, rel=1e-6)

@@ -1,19 +1,21 @@
 """One self-contained page about a run: no script, no network reference, every text escaped by the template engine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from workbench.core.store import new_file
+from workbench.core.svg import label
+from workbench.report import verdict
+from workbench.report.engine import engine
 from workbench.report.figure import axes, figure, mark
 from workbench.report.folder import Arm, Run, read_run
 from workbench.report.layers import panels
+from workbench.report.located import located
 from workbench.report.plane import symbol
 from workbench.report.reading import cautions, paragraph
-from workbench.report.svg import clean, label
 from workbench.report.table import ARROWS, cell, key_metrics, missing_metrics, moved, seconds
 from workbench.report.words import capital, named, titles, underlined
 
@@ -27,10 +29,12 @@ def page(run: str | Path, *, out: str | Path | None = None) -> Path:
     The page depends on the folder's contents only: the same run gives the same bytes.
 
     Args:
-        run: a folder written by `workbench run`.
+        run: a folder written by `workbench run` or `workbench judge`.
         out: the file to write; report.html in the run folder by default.
     Raises: InputError naming what the folder lacks.
     """
+    if verdict.is_verdict(run):
+        return verdict.page(run, out=out)
     read = read_run(run)
     out = read.path / "report.html" if out is None else Path(out)
     with new_file(out) as aside:
@@ -40,15 +44,16 @@ def page(run: str | Path, *, out: str | Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The page as a string."""
-    engine = _engine()
+    templates = _templates()
     x, y = axes(run)
-    return engine.get_template("page.html.j2").render(
-        style=Markup(engine.get_template("page.css").render()),
+    return templates.get_template("page.html.j2").render(
+        style=Markup(templates.get_template("page.css").render()),
         run=run,
         reading=paragraph(run, x, y),
         figure=figure(run),
         keys=key_metrics(run),
         missing=[named(key) for key in missing_metrics(run)],
+        located=located(run),
         layers=_layers(run),
         unmoved=titles(arm for arm in run.arms if not arm.layers),
         samples=_samples(run),
@@ -57,18 +62,11 @@ def render(run: Run) -> str:
     )
 
 
-def _engine() -> Environment:
-    """Templates with autoescape; every string that is put in has its control characters taken out first."""
-    engine = Environment(
-        loader=PackageLoader("workbench.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters |= {"named": named, "label": label, "capital": capital, "underlined": underlined, "json": _json}
-    engine.globals |= {
+def _templates() -> Environment:
+    """The engine with what this page's template asks for."""
+    made = engine()
+    made.filters |= {"named": named, "label": label, "capital": capital, "underlined": underlined}
+    made.globals |= {
         "cell": cell,
         "moved": moved,
         "seconds": seconds,
@@ -76,11 +74,7 @@ def _engine() -> Environment:
         "arrows": ARROWS,
         "shown": SHOWN_SAMPLES,
     }
-    return engine
-
-
-def _json(options: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={json.dumps(value, sort_keys=True)}" for key, value in sorted(options.items()))
+    return made
 
 
 def _layers(run: Run) -> list[tuple[Arm, Markup]]:

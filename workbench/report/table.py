@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from workbench.core.errors import InputError
 from workbench.core.measurements import Measurement
+from workbench.core.svg import clean, label, number, percent
+from workbench.report import verdict
 from workbench.report.folder import Arm, Key, Run, read_run
-from workbench.report.svg import clean, label, number, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,6 +95,9 @@ def print_table(run: Run | str | Path, *more: str | Path, console: "Console | No
     from rich.console import Console
 
     console = console or Console()
+    if not more and not isinstance(run, Run) and verdict.is_verdict(run):
+        verdict.print_table(run, console=console)
+        return
     runs = [one if isinstance(one, Run) else read_run(one) for one in (run, *more)]
     keys = list(dict.fromkeys(key for one in runs for key in key_metrics(one)))
     names = [arm.title for one in runs for arm in one.arms] + [one.path.name for one in runs if more]

@@ -1,5 +1,7 @@
-"""Stages put together: a study file to a resumable run folder, and the organism."""
+"""Stages put together: study files to resumable run folders, the judge of located weights, and the organism."""
 
+from workbench.study.judge import Ranked, judge
 from workbench.study.run import run
+from workbench.study.verdict import Verdict
 
-__all__ = ["run"]
+__all__ = ["Ranked", "Verdict", "judge", "run"]

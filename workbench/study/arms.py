@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench import __version__
+from workbench.attribute import LocatedUnits, structured, unit_scores
 from workbench.core.delta import Delta, applied
+from workbench.core.mask import Mask
 from workbench.core.records import Examples
 from workbench.core.registry import attribution, edit
+from workbench.core.scores import Scores
 from workbench.core.store import text_sha256
-from workbench.core.weights import Mask, Scores
 from workbench.load.models import Model, load
 from workbench.study.config import Arm, MaskPlan
 from workbench.unlearn.run import run as unlearn
@@ -59,7 +61,7 @@ def _unlearn(arm: Arm, model: Model, data: dict[str, Examples], scores_folder: P
     mask, notes = None, {}
     if arm.mask is not None:
         scores = find_scores(arm.mask, model, data, scores_folder)
-        mask, notes = find_mask(arm.mask, scores, seed=arm.seed), dict(scores.provenance.notes)
+        mask, notes = find_mask(arm.mask, model, scores, seed=arm.seed), dict(scores.provenance.notes)
     found = unlearn(model, data["forget"], data["retain"], mask=mask, seed=arm.seed, **arm.unlearn)
     return Outcome(model, found.delta, mask, asdict(found.audit), found.layers, notes)
 
@@ -76,9 +78,15 @@ def find_scores(plan: MaskPlan, model: Model, data: dict[str, Examples], folder:
     return Scores.load(path)
 
 
-def find_mask(plan: MaskPlan, scores: Scores, *, seed: int) -> Mask:
-    """The planned share of the highest scores, or its control."""
-    mask = scores.mask(plan.fraction, scope=plan.scope)
+def find_mask(plan: MaskPlan, model: Model, scores: Scores, *, seed: int) -> Mask:
+    """The planned share of the highest scores, single weights or whole units, or its control."""
+    if plan.unit and plan.control == "matched_random":
+        ranking = unit_scores(model, scores, unit=plan.unit)
+        return LocatedUnits(plan.attribute, model, ranking, plan.unit).random(plan.fraction or 1.0, seed=seed)
+    if plan.unit:
+        mask = structured(model, scores, unit=plan.unit, fraction=plan.fraction)
+    else:
+        mask = scores.mask(plan.fraction, scope=plan.scope)
     if plan.control == "matched_random":
         return mask.matched_random(seed=seed)
     return ~mask if plan.control == "inverted" else mask

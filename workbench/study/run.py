@@ -10,7 +10,6 @@
 A killed run goes on with the first arm whose folder is absent or was made from something else (another option, model, row).
 """
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -31,9 +30,11 @@ from workbench.evaluate.suites import check_data
 from workbench.load.datasets import examples
 from workbench.load.models import Model, load
 from workbench.report import page
+from workbench.study import localization
 from workbench.study.arms import Outcome, carry_out
 from workbench.study.config import SPLITS, Arm, Study
 from workbench.study.config import read as read_study
+from workbench.study.file import relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +67,14 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     """Run a study file, or go on with it; returns the run's folder.
 
     Args:
-        study: a study file; see `study.config`.
+        study: a study file; see `study.config`, and `study.localization` for one that judges.
         out: the folder that holds runs.
         overrides: such as "arms.npo.unlearn.lr=1e-3".
         show: draw a progress bar with the time left on standard error.
     Raises: any InputError before the first file is written.
     """
+    if localization.judges(study):
+        return localization.run(study, out=out, overrides=overrides, show=show)
     plan = read_study(study, overrides)
     data = {split: examples(plan.data[split], root=plan.data.get("root")) for split in SPLITS}
     check_disjoint(data["forget"], data["retain"])
@@ -122,17 +125,13 @@ def _write_config(setting: _Setting) -> None:
     for arm in plain["arms"]:
         body = {key: value for key, value in arm.items() if key not in ("name", "seed") and value}
         if "model" in body:
-            body["model"] = _relative(body["model"], setting.folder)
+            body["model"] = relative(body["model"], setting.folder)
         arms[arm["name"].split("@")[0]] = body  # npo@0 and npo@1 are one arm and two seeds
-    plain |= {"arms": arms, "seeds": list(setting.study.seeds), "model": _relative(plain["model"], setting.folder)}
-    plain["data"] = {key: _relative(value, setting.folder) for key, value in plain["data"].items()}
+    plain |= {"arms": arms, "seeds": list(setting.study.seeds), "model": relative(plain["model"], setting.folder)}
+    plain["data"] = {key: relative(value, setting.folder) for key, value in plain["data"].items()}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     with new_file(setting.folder / "config.yaml") as aside:
         aside.write_text(text, encoding="utf-8")
-
-
-def _relative(value: str, folder: Path) -> str:
-    return os.path.relpath(value, folder) if Path(value).exists() else value
 
 
 def _arm(setting: _Setting, arm: Arm) -> None:
@@ -181,7 +180,7 @@ def _samples(setting: _Setting, tables: dict[str, TokenTable]) -> list[dict[str,
 
 
 def _about(setting: _Setting, arm: Arm, outcome: Outcome, key: str, seconds: float) -> dict[str, Any]:
-    mask = "" if arm.mask is None else " ".join(filter(None, [arm.mask.control, arm.mask.attribute, f"{arm.mask.fraction:g}"]))
+    mask = "" if arm.mask is None else arm.mask.words()
     return {
         "key": key,
         "arm": arm.name,

@@ -11,32 +11,23 @@ Dropout stays off: a policy that equals its reference must score as equal.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.core.delta import Delta
 from workbench.core.errors import DataError, InputError, NumericsError
+from workbench.core.mask import Mask
 from workbench.core.numerics import isolated_rng, permutation
 from workbench.core.records import Provenance
 from workbench.core.runtime import progress
-from workbench.core.weights import Mask
 from workbench.load.models import Model
+from workbench.train.check import PRECISION, Check, Within, largest_within
 from workbench.train.masters import Master, difference, masters, write_back
 from workbench.train.task import Task
 
 SCHEDULES = ("constant", "linear", "cosine")
-
-
-class Check(NamedTuple):
-    """A measurement between epochs: `value` says how far, and training stops before it exceeds `limit`."""
-
-    measure: Callable[[], float]
-    limit: float
-    name: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,7 @@ class Audit:
     moved: share of all the model's weights whose bits, in its own dtype, differ afterwards.
     moved_of_trainable: the same of those that were allowed to move.   trainable: how many those were.
     tokens: tokens fed, padding not counted.   stopped: why it ended before its last step, or "".
+    part: share of the last stretch between two checks that was kept; below 1 only where a partial check stopped the run.
     """
 
     moved: float
@@ -55,6 +47,7 @@ class Audit:
     tokens: int
     seconds: float
     stopped: str = ""
+    part: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +63,7 @@ class Trained:
 class _Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str = ""
+    part: float = 1.0
 
 
 def fit(
@@ -102,7 +96,8 @@ def fit(
         schedule: "constant", "linear" or "cosine", down to 0 after the warm-up.
         weight_decay: decoupled, on trainable entries only.
         clip_norm: largest norm of the trainable entries' gradient; None for no clipping.
-        check: measured before the first and after every epoch; the last state within the limit is what is returned.
+        check: measured before the first step and after every epoch, or every `check.every` steps; what is returned is the last
+            state measured within the limit or, with `check.partial`, the last one on the way to the state beyond it.
     Raises: DataError if there are no examples; NumericsError if a loss or gradient is not finite, naming the step.
     """
     if len(task) == 0:
@@ -110,6 +105,7 @@ def fit(
     if schedule not in SCHEDULES:
         raise InputError(f"train: schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}.")
     numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "micro_batch": micro_batch, "clip_norm": clip_norm}
+    numbers["check.every"] = check.every if check is not None else None
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise InputError(f"train: {name} is {value}, expected a positive number.")
@@ -117,6 +113,7 @@ def fit(
         raise InputError(f"train: warmup is {warmup} and weight_decay {weight_decay}; expected 0 <= warmup < 1, weight_decay >= 0.")
     begin = time.perf_counter()
     steps = math.ceil(len(task) / batch_size) * epochs
+    every = steps // epochs if check is None or check.every is None else check.every
     state = _Progress()
     tokens = 0
     with isolated_rng(seed), masters(model, mask) as made:
@@ -138,9 +135,9 @@ def fit(
             tokens += task.tokens(chosen, epoch)
             now = {"epoch": epoch, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
             state.history.append(now)
-            if check is not None and (step + 1) % (steps // epochs) == 0:
-                if not _record_check(state, check, epoch=epoch + 1):
-                    _restore(made, kept)
+            if check is not None and ((step + 1) % every == 0 or step + 1 == steps):
+                if not _record_check(state, check, epoch=epoch if check.every else epoch + 1, step=step):
+                    _go_back(made, kept, state, check)
                     break
                 kept = _keep(made)
         delta = difference(made, provenance)
@@ -154,6 +151,7 @@ def fit(
         tokens=tokens,
         seconds=time.perf_counter() - begin,
         stopped=state.stopped,
+        part=state.part,
     )
     return Trained(delta, state.history, audit)
 
@@ -190,15 +188,19 @@ def _backward(task: Task, chosen: list[int], epoch: int, micro_batch: int, made:
     return total
 
 
-def _record_check(state: _Progress, check: Check | None, *, epoch: int) -> bool:
+def _record_check(state: _Progress, check: Check | None, *, epoch: int, step: int | None = None) -> bool:
     """Measure and note; false if the limit is exceeded."""
     if check is None:
         return True
     value = check.measure()
-    state.history.append({"epoch": epoch, check.name: value})
+    where: dict[str, float] = {"epoch": epoch}
+    if check.every is not None and step is not None:
+        where["step"] = step
+    state.history.append({**where, check.name: value})
     if value <= check.limit:
         return True
-    state.stopped = f"{check.name} reached {value:.4f} after epoch {epoch}, above {check.limit:.4f}; the epoch before is kept"
+    when, kept = (f"step {step}", "the check before") if "step" in where else (f"epoch {epoch}", "the epoch before")
+    state.stopped = f"{check.name} reached {value:.4f} after {when}, above {check.limit:.4f}; {kept} is kept"
     return False
 
 
@@ -206,8 +208,29 @@ def _keep(made: list[Master]) -> list[Tensor]:
     return [m.master.detach().clone() for m in made]
 
 
+def _go_back(made: list[Master], kept: list[Tensor] | None, state: _Progress, check: Check) -> None:
+    """Undo the stretch that went beyond the limit or, with a partial check, as much of it as must be."""
+    before = kept or []
+    if not check.partial:
+        return _restore(made, before)
+    beyond = _keep(made)
+
+    def measure(part: float) -> float:
+        _restore(made, [torch.lerp(a, b, part) for a, b in zip(before, beyond, strict=True)])
+        return check.measure()
+
+    values = [row[check.name] for row in state.history if check.name in row]
+    tolerance = PRECISION * (check.limit - values[0])
+    found: Within = largest_within(measure, check.limit, start=values[-2], tolerance=tolerance)
+    _restore(made, [torch.lerp(a, b, found.part) for a, b in zip(before, beyond, strict=True)])
+    state.history.append({**state.history[-1], check.name: found.value, "part": found.part})
+    state.part = found.part
+    state.stopped += f", and {found.part:.4f} of the way from there, where {check.name} is {found.value:.4f}"
+    return None
+
+
 @torch.no_grad()
-def _restore(made: list[Master], kept: list[Tensor] | None) -> None:
-    for m, values in zip(made, kept or [], strict=True):
-        m.master.copy_(values)
+def _restore(made: list[Master], values: list[Tensor]) -> None:
+    for m, value in zip(made, values, strict=True):
+        m.master.copy_(value)
     write_back(made)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from workbench.core.delta import Delta
 from workbench.core.errors import unknown
+from workbench.core.mask import Mask
 from workbench.core.records import Examples, Provenance, check_disjoint
 from workbench.core.registry import objective as objectives
-from workbench.core.weights import Mask
 from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model
 from workbench.train.loop import Audit, Check, fit
@@ -64,6 +64,8 @@ def run(
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
     retain_budget: float | None = None,
+    budget_rows: Examples | None = None,
+    budget_every: int | None = None,
     seed: int = 0,
     show: bool = False,
 ) -> Unlearned:
@@ -76,8 +78,11 @@ def run(
             KL(reference || policy), over the full vocabulary) or None for the objective's usual one.
         forget_weight: None for the objective's usual one (1; 0.125 for simnpo).
         mask: only these weights can move; the others keep their bits.
-        retain_budget: stop before the mean NLL on the first 64 retain rows has risen by more than this, in nats per token;
-            the last epoch within the budget is returned.
+        retain_budget: stop before the mean NLL on `budget_rows` has risen by more than this, in nats per token; the last epoch
+            within the budget is returned.
+        budget_rows: None for the first 64 retain rows.
+        budget_every: steps between two looks at the budget; the stretch that goes beyond it is then taken in part, so that the
+            run ends at the budget. None looks once an epoch and keeps whole epochs.
         epochs, batch_size, micro_batch, lr, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`. An epoch goes
             once through the forget rows; retain rows are drawn without replacement in an order fixed by the seed.
     Raises: UnknownNameError for the objective or an option; DataError if the sets share rows; MismatchError for another
@@ -91,6 +96,7 @@ def run(
     weight = member.about["forget_weight"] if forget_weight is None else forget_weight
     check_disjoint(forget, retain)
     forget_rows, retain_rows = encode_all(model, forget), encode_all(model, retain)
+    probe = None if budget_rows is None else encode_all(model, budget_rows)
     pairs = Pairs(
         model,
         forget_rows,
@@ -106,10 +112,11 @@ def run(
     about = Provenance(
         member.name,
         model.fingerprint(),
-        {"forget": forget.fingerprint(), "retain": retain.fingerprint()},
+        {"forget": forget.fingerprint(), "retain": retain.fingerprint()}
+        | ({} if budget_rows is None else {"budget": budget_rows.fingerprint()}),
         {"objective": member.options | given, "retain_term": term, "forget_weight": weight, "retain_weight": retain_weight}
         | {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "warmup": warmup}
-        | {"weight_decay": weight_decay, "clip_norm": clip_norm, "retain_budget": retain_budget}
+        | {"weight_decay": weight_decay, "clip_norm": clip_norm, "retain_budget": retain_budget, "budget_every": budget_every}
         | {"mask": None if mask is None else mask.provenance.as_dict()},
         seed,
         str(model.dtype),
@@ -129,15 +136,15 @@ def run(
         weight_decay=weight_decay,
         clip_norm=clip_norm,
         seed=seed,
-        check=_budget(model, retain_rows, retain_budget),
+        check=_budget(model, retain_rows[:PROBE_ROWS] if probe is None else probe, retain_budget, budget_every),
         show=show,
     )
     return Unlearned(trained.delta, trained.history, trained.audit, trained.delta.by_layer(model))
 
 
-def _budget(model: Model, retain: list[Encoded], budget: float | None) -> Check | None:
-    """Stop when the mean NLL of the first retain rows has risen by more than `budget`."""
+def _budget(model: Model, rows: list[Encoded], budget: float | None, every: int | None) -> Check | None:
+    """Stop when the mean NLL of `rows` has risen by more than `budget`."""
     if budget is None:
         return None
-    probe = retain[:PROBE_ROWS]
-    return Check(lambda: set_nll(model, probe), set_nll(model, probe) + budget, "retain_nll")
+    limit = set_nll(model, rows) + budget
+    return Check(lambda: set_nll(model, rows), limit, "retain_nll", every, partial=every is not None)

@@ -1,0 +1,251 @@
+"""Judge localizations from a study file: every point a file that is complete or absent, then one table and one page.
+
+name: localization                   # the run folder is OUT/localization
+model: ../data/organism/full         # paths are relative to the study file; hub ids stay as they are
+data: {root: ../data/tofu-mini, forget: "tofu:forget", retain: "tofu:retain"}
+judge:
+  scores: {wagle: {}, wagle-paper: {method: wagle, gamma: paper}, heads: {method: snip, unit: head}}
+  scope: global                      # the others are the options of `judge`
+  sizes: [0.02, 0.2]
+  seeds: [0, 1]
+
+    runs/NAME/config.yaml            the study, resolved; running it again repeats the run
+    runs/NAME/env.json               machine and versions
+    runs/NAME/scores/*.safetensors   the weight scores, found on the forget rows and the retain rows that are trained on
+    runs/NAME/points/KEY.json        one intervention; KEY is a hash of all that decides its result
+    runs/NAME/verdict.parquet        all points         runs/NAME/areas.parquet   one row a set and comparison
+    runs/NAME/report.html
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from workbench import __version__
+from workbench.attribute import LocatedUnits, several, unit_scores
+from workbench.attribute.parts import UNITS
+from workbench.core.errors import StudyError, unknown
+from workbench.core.records import Examples
+from workbench.core.registry import Member, attribution
+from workbench.core.runtime import environment, progress_bar
+from workbench.core.scopes import SCOPES
+from workbench.core.scores import Scores
+from workbench.core.store import new_file, read_json, text_sha256, write_json
+from workbench.load.datasets import examples
+from workbench.load.models import Model, check_source, load
+from workbench.report.verdict import page
+from workbench.study.file import check_head, known, mapping, read_file, relative, resolve, sources
+from workbench.study.intervene import Bench, Located, Parts, Point, Question, Settings, bench, measure
+from workbench.study.judge import Ranked, judge, questions, split_retain, verdict
+
+KEYS = ("name", "title", "model", "data", "judge", "device", "dtype")
+_JUDGE = Member("judge", judge)
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """One located set: the scores of a registered method with options; of whole units (`attribute/parts.py`) if one is named."""
+
+    name: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = ""
+
+    def key(self) -> list[Any]:
+        """What decides the scores, besides model and rows; defaults filled in."""
+        every = {**attribution[self.method].options, **self.options}
+        return [self.method, {key: str(value) for key, value in every.items() if not callable(value)}]
+
+
+@dataclass(frozen=True)
+class Localization:
+    """A study of localizations, checked. judge: options of `judge`, as they are given."""
+
+    name: str
+    model: str
+    data: Mapping[str, str]
+    scores: tuple[ScorePlan, ...]
+    judge: Mapping[str, Any]
+    settings: Settings
+    scope: str = "global"
+    device: str = "auto"
+    dtype: str = "auto"
+    title: str = ""
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """How many retain rows are set aside, where the study says so."""
+        return {key: self.judge[key] for key in ("budget_rows", "report_rows") if key in self.judge}
+
+
+def judges(path: str | Path) -> bool:
+    """Whether a study file, or a run's config.yaml, is a study of localizations: it has a mapping `judge`."""
+    return isinstance(read_file(path).get("judge"), Mapping)
+
+
+def read(path: str | Path, overrides: Iterable[str] = (), *, only: Sequence[str] = ()) -> Localization:
+    """A study file with overrides such as "judge.budget=0.1", fully checked.
+
+    Args: only: names of scores in the file, or of registered methods, which then have their default options; all of the
+        file's without it.
+    Raises: StudyError for a file that is no such study; UnknownNameError, with the nearest name, for an unknown key, method
+        or option; InputError for a missing file or an option that cannot be.
+    """
+    path, raw = Path(path), read_file(path, overrides)
+    known("key of a localization study", raw, KEYS)
+    check_head(raw, path, ("name", "model", "data", "judge"))
+    data = sources(raw["data"], path, ("forget", "retain"))
+    body = dict(mapping("judge", raw["judge"]))
+    scores = _plans(path, mapping("judge.scores", body.pop("scores", {})), only)
+    scope = body.pop("scope", "global")
+    if scope not in SCOPES:
+        raise unknown("scope", str(scope), SCOPES)
+    model = resolve(str(raw["model"]), path.parent)
+    check_source(model)
+    rest = {key: str(raw[key]) for key in ("device", "dtype", "title") if key in raw}
+    return Localization(str(raw["name"]), model, data, scores, body, _settings(body), scope, **rest)
+
+
+def _plans(path: Path, given: Mapping[str, Any], only: Sequence[str]) -> tuple[ScorePlan, ...]:
+    """The scores of the file, or those asked for."""
+    plans = []
+    for name in only or given:
+        body = dict(mapping(f"scores {name}", given.get(name) or {}))
+        if name not in given and name.replace("-", "_") not in attribution.names():
+            raise unknown("score", name, {*given, *attribution.names()})
+        member = attribution[str(body.pop("method", name))]
+        unit = str(body.pop("unit", ""))
+        if unit and unit not in UNITS:
+            raise unknown("unit", unit, UNITS)
+        plans.append(ScorePlan(str(name), member.name, member.check_options(body), unit))
+    if not plans:
+        raise StudyError(f"{path}: judge has no scores. Known: {', '.join(attribution.names())}.")
+    return tuple(plans)
+
+
+def _settings(body: Mapping[str, Any]) -> Settings:
+    """The options of `judge` as the settings of its points, defaults filled in."""
+    if "show" in body:
+        raise StudyError("judge: show is not an option of a study.")
+    full = {**_JUDGE.options, **_JUDGE.check_options(dict(body))}
+    full |= {"sizes": tuple(full["sizes"]), "seeds": tuple(full["seeds"]), "options": dict(full["options"] or {})}
+    return Settings(**{f.name: full[f.name] for f in fields(Settings)})
+
+
+def run(
+    study: str | Path,
+    *,
+    out: str | Path = "runs",
+    overrides: Iterable[str] = (),
+    only: Sequence[str] = (),
+    show: bool = True,
+) -> Path:
+    """Run a study of localizations, or go on with it; returns the run's folder.
+
+    Args:
+        study: a study file; see the top of this file.
+        out: the folder that holds runs.
+        overrides: such as "judge.budget=0.1".
+        only: see `read`.
+        show: draw a progress bar with the time left on standard error.
+    Raises: any InputError before the first file is written.
+    """
+    plan = read(study, overrides, only=only)
+    rows = {split: examples(plan.data[split], root=plan.data.get("root")) for split in ("forget", "retain")}
+    parts = split_retain(rows["forget"], rows["retain"], **plan.cut)
+    model = load(plan.model, device=plan.device, dtype=plan.dtype)
+    folder = Path(out) / plan.name
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_config(plan, folder)
+    write_json(folder / "env.json", environment())
+    scores = locate(plan, model, rows["forget"], parts, folder)
+    located = {one.name: _located(one, model, scores[one.name], plan.scope) for one in plan.scores}
+    asked = questions(list(located), plan.settings)
+    on = bench(model, rows["forget"], parts, plan.settings)
+    points = []
+    with progress_bar(show=show) as bar:
+        task = bar.add_task("judge", total=len(asked))
+        for one in asked:
+            bar.update(task, description=f"{one.set} {one.size:g} {one.side}")
+            points.append(_point(plan, on, located[one.set], one, folder / "points"))
+            bar.advance(task)
+    found = verdict(points, plan.settings)
+    for name, frame in (("verdict", found.points), ("areas", found.areas())):
+        _write_frame(frame, folder / f"{name}.parquet")
+    page(folder)
+    return folder
+
+
+def _located(one: ScorePlan, model: Model, scores: Scores, scope: str) -> Located:
+    """A set of single weights, or of whole units, whose control is units."""
+    if one.unit:
+        return LocatedUnits(one.name, model, unit_scores(model, scores, unit=one.unit), one.unit)
+    return Ranked(one.name, scores, scope)
+
+
+def locate(plan: Localization, model: Model, forget: Examples, parts: Parts, folder: Path) -> dict[str, Scores]:
+    """The scores of every set: those kept in the run's folder, and the others from one pass they share.
+
+    No row that the budget is measured on or that is reported enters them. A score with an option that `several` takes for all
+    (such as `include`) has a pass of its own.
+    """
+    about = [__version__, model.fingerprint(), str(model.dtype), model.text_key(), forget.fingerprint(), parts.train.fingerprint()]
+    paths = {
+        one.name: folder / "scores" / f"{one.method}-{text_sha256([*about, one.key()])[:12]}.safetensors" for one in plan.scores
+    }
+    absent = [one for one in plan.scores if not paths[one.name].exists()]
+    alone = [one for one in absent if set(one.options) & set(Member("several", several).options)]
+    together = {one.name: {"method": one.method, **one.options} for one in absent if one not in alone}
+    found = several(model, forget, parts.train, together) if together else {}
+    for one in alone:
+        found[one.name] = attribution[one.method].function(model, forget, parts.train, **one.options)
+    for name, scores in found.items():
+        scores.save(paths[name])
+    return {name: Scores.load(path) for name, path in paths.items()}
+
+
+def _point(plan: Localization, on: Bench, located: Located, one: Question, folder: Path) -> Point:
+    """The point from its file, or measured and kept. A set's name does not decide anything, so it may change."""
+    key = text_sha256(_about(plan, on, one))
+    path = folder / f"{key}.json"
+    if path.exists():
+        return replace(Point(**read_json(path)), set=one.set)
+    found = measure(on, located, one)
+    write_json(path, found.as_dict())
+    return found
+
+
+def _about(plan: Localization, on: Bench, one: Question) -> list[Any]:
+    """All that decides a point."""
+    where = [__version__, str(on.model.device), str(on.model.dtype), on.model.text_key(), on.model.base_fingerprint()]
+    rows = [part.fingerprint() for part in (on.forget, *on.parts)]
+    chosen = {key: value for key, value in asdict(plan.settings).items() if key not in ("sizes", "seeds")}
+    found = next(score for score in plan.scores if score.name == one.set)
+    return [where, rows, chosen, found.key(), found.unit, plan.scope, one.size, one.side, one.seed]
+
+
+def _write_config(plan: Localization, folder: Path) -> None:
+    """The study with every default filled in, its paths relative to the run's folder."""
+    scores = {one.name: {"method": one.method, **({"unit": one.unit} if one.unit else {}), **one.options} for one in plan.scores}
+    chosen = asdict(plan.settings) | {"sizes": list(plan.settings.sizes), "seeds": list(plan.settings.seeds)}
+    cut = {key: _JUDGE.options[key] for key in ("budget_rows", "report_rows")} | plan.cut
+    plain = {
+        "name": plan.name,
+        "title": plan.title,
+        "model": relative(plan.model, folder),
+        "data": {key: relative(value, folder) for key, value in plan.data.items()},
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "judge": {"scores": scores, "scope": plan.scope, **chosen, **cut},
+    }
+    with new_file(folder / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _write_frame(frame: pd.DataFrame, path: Path) -> None:
+    with new_file(path) as aside:
+        frame.to_parquet(aside, index=False)
