@@ -26,6 +26,7 @@ notebooks: .venv/installed-dev  ## execute every notebook
 
 benchmarks: .venv/installed-dev  ## ratios to a floor measured in the same process; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --model llama-1b --brief --rows 8 --repeats 1
 
 organism: .venv/installed  ## train the bundled models again (half an hour on two cores)
 	$(BIN)/workbench organism

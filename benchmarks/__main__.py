@@ -73,7 +73,7 @@ def section(asked: Asked) -> str:
     tokens = sum(len(row.tokens) for row in cases.encode_all(model, sets.forget) + cases.encode_all(model, sets.retain))
     versions = ", ".join(f"{key} {machine[key]}" for key in ("python", "torch", "transformers", "workbench"))
     lines = [
-        f"## {asked.model} on {where}",
+        f"## {asked.model} on {where}{', scores only' if asked.brief else ''}",
         "",
         f"{weights / 1e6:,.1f} M weights, {model.dtype}; {tokens:,} tokens in both sets; {datetime.now(UTC):%Y-%m-%d}; {versions}.",
         "",
@@ -94,7 +94,15 @@ def section(asked: Asked) -> str:
 
 def _peaks(asked: Asked) -> list[tuple[Peak, str, str]]:
     """Memory on the CPU, every job in a process of its own."""
-    words = ("--model", asked.model, "--tokens", str(asked.tokens), "--rows", str(asked.rows))
+    words = (
+        "--model",
+        asked.model,
+        "--tokens",
+        str(asked.tokens),
+        "--rows",
+        str(asked.rows),
+        *(() if asked.brief else ("--several",)),
+    )
     found = [(peak, "the plan printed before it", "0.85 to 1.15") for peak in alone("scores", *words)]
     if not asked.brief:
         found += [(peak, "double argsort", "≤ 0.05") for peak in alone("choose", "--scores", str(asked.scores))]

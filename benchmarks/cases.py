@@ -81,8 +81,7 @@ def weight_scores(model: Model, sets: Sets, tokens: int, *, repeats: int = 5) ->
 
         took, bare = versus(job, lambda groups=groups: forward_backward(model, groups), model.device, repeats=repeats)
         rows = "forget rows" if groups is one else "both sets"
-        goal = "≤ 1.15" if "Fisher" not in name and "eight" not in name else "none set"
-        yield Row(name, f"forward+backward, {rows}", took, bare, goal, peak_gib(job, model.device))
+        yield Row(name, f"forward+backward, {rows}", took, bare, "≤ 1.15", peak_gib(job, model.device))
 
 
 def unlearning_step(model: Model, sets: Sets, tokens: int) -> Iterator[Row]:

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,27 +55,36 @@ def _status(key: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 
-def scores(name: str, tokens: int, rows: int) -> list[Peak]:
+def scores(name: str, tokens: int, rows: int, *, several: bool) -> list[Peak]:
     """Passes for weight scores against the plan that is printed before them; the model's weights count on both sides."""
     import workbench as wb
     from benchmarks.__main__ import DATA, MODELS
+    from benchmarks.cases import TOGETHER
     from workbench.load.batches import encode_all
     from workbench.trace.plan import plan_pass
 
     model = MODELS[name](torch.device("cpu"))
     forget, retain = (wb.examples(f"tofu:{split}", root=DATA / "tofu-mini")[:rows] for split in ("forget", "retain"))
     names = list(model.shapes())
+    together = {method: {} for method in TOGETHER}
+    # (method and options, sets of sums, what stands beside them); wagle's own curvature is read before its sums are made
+    jobs = [({"snip": {}}, 1, 0), ({"wagle": {}}, 2, 0), (together, 4, len(together) + 1)]
     found = []
-    for method, sums, options in (("snip", 1, {}), ("wagle", 2, {"gamma": 1.0})):
+    for methods, sums, beside in jobs[: 3 if several else 2]:
         both = encode_all(model, forget) + (encode_all(model, retain) if sums > 1 else [])
-        plan = plan_pass(model, both, names, sums=sums, batch_tokens=tokens, job=method)
+        plan = plan_pass(model, both, names, sums=sums, beside=beside, batch_tokens=tokens, job="benchmark")
 
-        def job(method: str = method, options: dict[str, float] = options) -> None:
-            getattr(wb.attribute, method)(model, forget, retain, batch_tokens=tokens, **options)
+        def job(methods: dict[str, dict[str, Any]] = methods) -> None:
+            if len(methods) > 1:
+                wb.attribute.several(model, forget, retain, methods, batch_tokens=tokens)
+            else:
+                for method in methods:
+                    getattr(wb.attribute, method)(model, forget, retain, batch_tokens=tokens)
 
         if not found:
             wb.attribute.snip(model, forget[:1], retain[:1], include="*norm*")  # what is loaded on first use
-        found.append(Peak(f"{method} on {name}", peak(job) + plan.weights, plan.total))
+        told = f"{len(methods)} scores together" if len(methods) > 1 else next(iter(methods))
+        found.append(Peak(f"{told} on {name}", peak(job) + plan.weights, plan.total))
     return found
 
 
@@ -98,8 +107,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=80)
     parser.add_argument("--scores", type=float, default=1e8)
+    parser.add_argument("--several", action="store_true", help="measure several scores together too")
     asked = parser.parse_args()
-    found = scores(asked.model, asked.tokens, asked.rows) if asked.job == "scores" else choose(int(asked.scores))
+    found = (
+        scores(asked.model, asked.tokens, asked.rows, several=asked.several) if asked.job == "scores" else choose(int(asked.scores))
+    )
     print(json.dumps([one._asdict() for one in found]))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from tests.tiny import tiny, tiny_sets
 from workbench import attribute
+from workbench.core.errors import DataError
 from workbench.core.records import Examples
 from workbench.core.registry import attribution
 
@@ -23,8 +24,7 @@ WHOLE = [member for member in MEMBERS if member.name != "wanda"]  # which scores
 
 
 def scores(member, forget, retain, **options):
-    fixed = {"gamma": 0.3} if member.name == "wagle" else {}  # the curvature looks at the first rows only, in order
-    return member.function(tiny(), forget, retain, **fixed, **options)
+    return member.function(tiny(), forget, retain, **options)
 
 
 def doubled(rows):
@@ -52,6 +52,13 @@ def test_every_parameter_has_a_score_and_the_model_is_left_alone(member):
     assert all(found[n].shape == before[n].shape and found[n].dtype == torch.float32 for n in before)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.hf.named_parameters())
     assert found.provenance.model == model.fingerprint()
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
+def test_sets_that_share_rows_are_refused(member):
+    forget, _ = tiny_sets()
+    with pytest.raises(DataError, match="share 3 rows"):
+        member.function(tiny(), forget, forget)
 
 
 def test_every_member_is_exported_and_has_a_test_file():

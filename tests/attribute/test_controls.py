@@ -23,3 +23,9 @@ def test_random_is_uniform_and_fixed_by_the_seed():
     # mean 1/2 with standard error sqrt(1/12/n), five of them
     assert abs(float(values.mean()) - 0.5) < 5 * (1 / 12 / len(values)) ** 0.5
     assert 0 <= float(values.min()) < 0.01 < 0.99 < float(values.max()) < 1
+
+
+def test_a_tensors_random_scores_do_not_depend_on_the_others():
+    whole, part = random(tiny(), *tiny_sets(), seed=3), random(tiny(), *tiny_sets(), seed=3, include="*.mlp.*")
+    assert all(torch.equal(whole[name], part[name]) for name in part)
+    assert part.provenance.options == {"include": ["*.mlp.*"], "exclude": []}

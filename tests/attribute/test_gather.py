@@ -1,5 +1,7 @@
 """What weight scores share: choice of parameters, forget loss, one pass; and several scores from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from tests.reference import attribution as truth
 from tests.tiny import tiny, tiny_sets
 from workbench import attribute
 from workbench.core.errors import DataError, InputError, MismatchError, NumericsError, UnknownNameError
+from workbench.core.records import Examples
 from workbench.core.registry import attribution
 from workbench.trace import moments
 
@@ -140,7 +143,7 @@ def test_half_precision_is_close_to_float32(dtype):
         for p, q in zip(full.hf.parameters(), half.hf.parameters(), strict=True):
             p.copy_(q.float())
     tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]  # measured 0.04 and 0.006 of each score's norm
-    for method in ("wagle", "fisher", "forget_retain_cosine", "wanda"):
+    for method in ("wagle", "snip", "fisher", "forget_retain_cosine", "wanda"):
         options = {"gamma": 1.0} if method == "wagle" else {}
         one, other = (attribution[method].function(m, forget, retain, **options) for m in (half, full))
         for name in one:
@@ -148,3 +151,33 @@ def test_half_precision_is_close_to_float32(dtype):
         joined = [torch.cat([s[n].flatten() for n in s]) for s in (one, other)]
         error = float((joined[0] - joined[1]).norm() / joined[1].norm())
         assert 0 < error < tolerance, f"{method}: {error:.4f}"
+
+
+def test_large_sets_do_not_underflow_in_float16():
+    """A mean's small gradients are lost if the loss is divided before the backward pass: 1e-7 is half of float16's least step."""
+    forget, retain = tiny_sets()
+    many = Examples([replace(row, id=f"{row.id}.{k}") for k in range(400) for row in forget], "many")
+    few, lots = (attribute.snip(tiny(torch.float16), rows, retain) for rows in (forget, many))
+    for name in few:
+        # copies of three rows: the same mean; batches of another shape round differently
+        error = float((few[name] - lots[name]).norm()) / (float(few[name].norm()) + 1e-9)
+        assert error < 0.1, f"{name}: {error:.3f}"  # 0.03 by rounding alone
+
+
+def test_what_was_gathered_serves_several_scores_and_only_what_was_asked():
+    model, (forget, retain) = tiny(torch.float32), tiny_sets()
+    found = attribute.gather(model, forget, retain, ["forget.square", "forget.gradient"])
+    first = attribute.fisher(model, forget, retain, gathered=found)
+    for tensor in first.tensors.values():
+        tensor.zero_()
+    again = attribute.fisher(model, forget, retain, gathered=found)
+    assert float(again["lm_head.weight"].sum()) > 0, "a score is not the gathered tensor itself"
+    for asked in ({"forget_loss": "npo"}, {"include": "*.mlp.*"}, {"exclude": "*norm*"}):
+        with pytest.raises(MismatchError, match=f"its {next(iter(asked))} is"):
+            attribute.saliency(model, forget, retain, gathered=found, **asked)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    model, sets = tiny(), tiny_sets()
+    with pytest.raises(NumericsError, match="wagle: the scores of"):
+        attribute.wagle(model, *sets, gamma=1e-42)

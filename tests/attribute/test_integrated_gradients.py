@@ -63,5 +63,17 @@ def test_bad_input():
     model, sets = tiny(), tiny_sets()
     with pytest.raises(InputError, match="steps is 0"):
         attribute.integrated_gradients(model, *sets, steps=0)
+    with pytest.raises(InputError, match="'npo' compares with the model it starts from"):
+        attribute.integrated_gradients(model, *sets, forget_loss="npo")
     with pytest.raises(MismatchError, match="other names or shapes"):
         attribute.integrated_gradients(model, *sets, reference=tiny(d_model=16))
+
+
+def test_too_few_points_are_said():
+    """One point on the way to an unrelated model: the scores do not sum to the rise, and the notes say so."""
+    model, (forget, retain) = tiny(), tiny_sets()
+    rough = attribute.integrated_gradients(model, forget, retain, reference=tiny(seed=1), steps=1)
+    assert "do not sum" in rough.provenance.notes["warning"]
+    fine = attribute.integrated_gradients(model, forget, retain, reference=near(tiny()), steps=8, forget_loss="gradient_ascent")
+    assert "warning" not in fine.provenance.notes
+    assert fine.provenance.notes["rise"] < 0, "ascent's loss is the log-probability, which falls"

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from tests.attribute.plain import plain
 from tests.reference import attribution as truth
 from tests.tiny import tiny, tiny_sets
 from workbench import attribute
+from workbench.attribute.wagle import sample
 from workbench.core.errors import InputError
+from workbench.load.batches import encode_all
+from workbench.trace.gradients import curvature
 
 
 def gradients(model, forget, retain):
@@ -119,3 +123,42 @@ def test_signed_scores_say_what_removing_a_weight_does(setting):
         weight.view(-1)[place] *= 0.99
     after = sum(float(truth.row_loss(model.hf, row).detach()) for row in rows) / len(rows)
     assert (after - before) / 0.01 == pytest.approx(-float(found[name].max()), rel=0.05)  # curvature over one per cent
+
+
+def test_the_default_gamma_is_each_tensors_curvature_and_a_share_of_the_mean(setting):
+    model, forget, retain = setting
+    names = [name for name, _ in model.hf.named_parameters()]
+    rows = encode_all(model, retain)
+    each = curvature(model, rows, seed=3)  # as many rows as there are
+    sizes = {name: p.numel() for name, p in model.hf.named_parameters()}
+    mean = sum(each[name] * sizes[name] for name in names) / sum(sizes.values())
+    g_f, g_r = gradients(model, forget, retain)
+    found = attribute.wagle(model, forget, retain, seed=3, damping=0.2)
+    whole = {"score": [], "weight": [], "retain": []}
+    for name, p in model.hf.named_parameters():
+        weight, kept = p.detach() * g_f[name], -g_r[name] * g_f[name] / (each[name] + 0.2 * mean)
+        torch.testing.assert_close(found[name].double(), (weight + kept).abs(), rtol=1e-4, atol=1e-7)  # RMSNorm
+        for key, value in (("score", weight + kept), ("weight", weight), ("retain", kept)):
+            whole[key].append(value.abs().flatten())
+    score, weight, kept = (torch.cat(parts) for parts in whole.values())
+    notes = found.provenance.notes
+    assert notes["spearman_with_weight_term"] == pytest.approx(spearmanr(score, weight)[0], abs=1e-3)  # near ties may swap
+    assert notes["spearman_with_retain_term"] == pytest.approx(spearmanr(score, kept)[0], abs=1e-3)
+    assert notes["weight_term_larger"] == pytest.approx(float((weight > kept).double().mean()), abs=2e-3)
+
+
+def test_curvature_rows_are_drawn_by_content(setting):
+    model, _, retain = setting
+    rows = encode_all(model, retain)
+    assert len(sample(rows, 2, seed=0)) == 2
+    assert sample(rows, 2, seed=0) == sample(rows[::-1], 2, seed=0) == sample([*rows, *rows], 2, seed=0)
+    assert len({tuple(row.id for row in sample(rows, 2, seed=seed)) for seed in range(8)}) > 1
+    assert len(sample(rows, 99, seed=0)) == len(rows)
+
+
+def test_no_curvature_is_an_error(setting):
+    model, forget, retain = setting
+    with torch.no_grad():
+        model.hf.lm_head.weight.zero_()
+    with pytest.raises(InputError, match="no curvature at any"):
+        attribute.wagle(model, forget, retain, include="*.mlp.*")

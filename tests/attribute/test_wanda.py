@@ -41,6 +41,15 @@ def test_a_transposed_matrix():
     torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-8)
 
 
+def test_a_tied_embedding_is_scored_as_the_linear_map_it_is():
+    model = wrap(tiny_model("gpt2"), tiny().tokenizer)
+    found = attribute.wanda(model, *tiny_sets())
+    size = truth.input_mean_squares(model.hf, plain(model, tiny_sets()[0]), "lm_head").sqrt()
+    expected = model.hf.get_parameter("transformer.wte.weight").detach().abs() * size
+    torch.testing.assert_close(found["transformer.wte.weight"].double(), expected, rtol=1e-5, atol=1e-8)
+    assert "transformer.wpe.weight" not in found
+
+
 def test_a_model_that_mixes_up_rows_is_refused():
     model = wrap(tiny_model("opt"), tiny().tokenizer)
     with pytest.raises(ModelError, match="fc1.*rows cannot be told apart"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.core import mask as mask_module
 from workbench.core.errors import DataError, InputError, MismatchError, ShapeError, UnknownNameError
 from workbench.core.records import Provenance
 
@@ -147,3 +148,27 @@ def test_other_peoples_masks():
         mask.check("f" * 64, {k: v for k, v in SHAPES.items() if k != "layers.0.b"})
     with pytest.raises(UnknownNameError, match="Did you mean 'layers.0.b'"):
         mask["layers.0.bb"]
+
+
+def test_matched_random_in_chunks_is_exact_and_uniform(monkeypatch):
+    """Tensors larger than a chunk: the count is hit, every part gets its share, and the seed decides."""
+    bits = torch.zeros(40, 25, dtype=torch.bool)
+    bits[:10] = True  # 250 of 1,000, all at the front
+    about = Provenance("test", "m")
+    monkeypatch.setattr(mask_module, "CHUNK", 64)
+    drawn = [wb.Mask.of({"w": bits}, about).matched_random(seed=seed)["w"].flatten() for seed in range(60)]
+    assert all(int(one.sum()) == 250 for one in drawn)
+    assert torch.equal(drawn[0], wb.Mask.of({"w": bits}, about).matched_random(seed=0)["w"].flatten())
+    share = torch.stack(drawn).double().mean(0)
+    # a position is drawn with probability 1/4: over 60 seeds the standard error is .056, and five of them .28
+    assert float((share - 0.25).abs().max()) < 0.28
+    front = torch.stack(drawn)[:, :500].sum(1).double()
+    # 125 expected in the first half; hypergeometric standard deviation 6.85, of the mean over 60 draws .88
+    assert abs(float(front.mean()) - 125) < 4.5
+    assert 3 < float(front.std()) < 11, "halves vary as a draw without replacement does"
+
+
+def test_masks_of_other_models_are_not_equal():
+    bits = {"w": torch.eye(3, dtype=torch.bool)}
+    assert wb.Mask.of(bits, Provenance("a", "m")) == wb.Mask.of(bits, Provenance("b", "m"))
+    assert wb.Mask.of(bits, Provenance("a", "m")) != wb.Mask.of(bits, Provenance("a", "other"))

@@ -61,7 +61,8 @@ def test_every_scope_equals_a_sort(chunk, scope, count, dtype):
     mask = wb.Scores(tensors, ABOUT, transposed).mask(count=count, scope=scope)
     assert mask.count == count
     assert list(mask) == list(tensors)
-    assert positions(mask) == selection.by_group(tensors, groups(tensors, scope, transposed), count)
+    truth = selection.by_row if scope == "row" else selection.by_group
+    assert positions(mask) == truth(tensors, groups(tensors, scope, transposed), count)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 5), (4, 4), (2, 64)])
@@ -87,11 +88,19 @@ def test_two_of_four_by_hand():
 
 
 def test_row_shares_by_hand(scores):
-    # .2 of 105 is 21. Rows: 7 of 5 (1 each), 6 of 4 (.8 -> 0), 9 (1.8 -> 1), 3 of 11 (2.2 -> 2), 4 (.8 -> 0): 14, so the
-    # first seven rows, those of the embedding, give one more
+    # .2 of 105 is 21. Rows: 7 of 5 (1 each), 6 of 4 (.8 -> 0), 9 (1.8 -> 1), 3 of 11 (2.2 -> 2), 4 (.8 -> 0): 14. The other
+    # seven go to rows 3, 6, 8, 11, 13, 16 and 18 of 18, where r * 7 / 18 passes a whole number
     mask = scores.mask(0.2, scope="row")
-    assert list(mask.counts().values()) == [14, 0, 1, 6, 0]
-    assert mask["embed.weight"].sum(1).tolist() == [2] * 7
+    assert list(mask.counts().values()) == [9, 3, 1, 7, 1]
+    assert mask["embed.weight"].sum(1).tolist() == [1, 1, 2, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("scope", ["global", "row", "2:4"])
+def test_equal_scores_cannot_be_told_apart(scope):
+    flat = wb.Scores({"a": torch.zeros(3, 4), "b": torch.zeros(8)}, ABOUT)
+    with pytest.raises(InputError, match="choice by position"):
+        flat.mask(None if ":" in scope else 0.5, scope=scope)
+    assert wb.Scores({"a": torch.zeros(1)}, ABOUT).mask(count=1).count == 1, "one weight can be chosen"
 
 
 def test_quota_by_hand():

@@ -42,6 +42,20 @@ def by_group(tensors, groups, wanted):
     return set().union(*(best(tensors, group, k) for group, k in zip(groups, shares, strict=True)))
 
 
+def by_row(tensors, groups, wanted):
+    """Each row's share of `wanted`, rounded down; the remainder spread evenly over the rows that have room."""
+    total = sum(len(group) for group in groups)
+    shares = [len(group) * wanted // total for group in groups]
+    left = wanted - sum(shares)
+    able = [i for i, group in enumerate(groups) if shares[i] < len(group)]
+    given = 0
+    for seen, i in enumerate(able, 1):
+        if seen * left // len(able) > given:  # so many should have gone out after `seen` rows
+            shares[i] += 1
+            given += 1
+    return set().union(*(best(tensors, group, k) for group, k in zip(groups, shares, strict=True)))
+
+
 def n_of_m(tensors, n, m, transposed):
     """The n highest of every m consecutive ones along each row; n * r // m of a last group of r."""
     chosen = set()

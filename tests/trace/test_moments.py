@@ -108,6 +108,18 @@ def test_a_module_with_weights_and_modules_of_its_own_is_not_taken_apart():
     check(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
 
 
+def test_a_module_that_is_called_twice_is_not_taken_apart():
+    """Layers that share an MLP: gradients of the calls add up, their squares do not."""
+    model = tiny()
+    model.hf.model.layers[1].mlp = model.hf.model.layers[0].mlp
+    sets = {name: Wanted(encode_all(model, rows), BOTH) for name, rows in zip(("forget", "retain"), tiny_sets(), strict=True)}
+    with pytest.raises(Unsupported, match="called twice"):
+        passes._together(model, sets, list(model.shapes()), 4096, False, "test")
+    check(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
+    plain = {name: one._replace(quantities=frozenset({"gradient"})) for name, one in sets.items()}
+    check(passes._together(model, plain, list(model.shapes()), 4096, False, "test"), model.hf, plain, rtol=1e-5)
+
+
 def test_a_weight_that_autograd_does_not_see_is_noticed():
     """Its module has input and output like any other, but the true gradient is zero."""
     model = tiny()

@@ -2,11 +2,12 @@
 
 import torch
 
-from workbench.attribute.gather import Patterns, choose_parameters, coverage
+from workbench.attribute.gather import Patterns, choose_parameters, coverage, listed
 from workbench.core.numerics import generator
-from workbench.core.records import Examples, Provenance
+from workbench.core.records import Examples, Provenance, check_disjoint
 from workbench.core.registry import attribution
 from workbench.core.scores import Scores
+from workbench.core.store import text_sha256
 from workbench.load.models import Model
 from workbench.load.weights import transposed
 
@@ -16,10 +17,10 @@ def magnitude(model: Model, forget: Examples, retain: Examples, *, include: Patt
     """Size of each weight, whatever the data: S_i = |w_i|, float32.
 
     Args:
-        forget, retain: not used; every attribution has the same signature.
+        forget, retain: checked for shared rows, otherwise not used; every attribution has the same signature.
         include, exclude: patterns of Hugging Face parameter names.
     """
-    del forget, retain
+    check_disjoint(forget, retain)
     names = choose_parameters(model, include, exclude)
     sizes = {name: model.hf.get_parameter(name).detach().float().abs().cpu() for name in names}
     notes = {"coverage": coverage(model, sizes)}
@@ -32,16 +33,19 @@ def magnitude(model: Model, forget: Examples, retain: Examples, *, include: Patt
 def random(
     model: Model, forget: Examples, retain: Examples, *, include: Patterns = "*", exclude: Patterns = (), seed: int = 0
 ) -> Scores:
-    """Chance: uniform numbers in [0, 1), independent of the data, the same for the same seed and model.
+    """Chance: uniform numbers in [0, 1), independent of the data; a tensor's are fixed by the seed, its name and its shape.
 
     `Mask.matched_random` is the sharper control for a given mask: as many weights in every tensor as the mask has.
 
     Args:
-        forget, retain: not used; every attribution has the same signature.
+        forget, retain: checked for shared rows, otherwise not used; every attribution has the same signature.
         include, exclude: patterns of Hugging Face parameter names.
     """
-    del forget, retain
-    source, shapes = generator(seed), model.shapes()
-    drawn = {name: torch.rand(shapes[name], generator=source) for name in choose_parameters(model, include, exclude)}
+    check_disjoint(forget, retain)
+    shapes = model.shapes()
+    source = {name: generator(int(text_sha256([seed, name])[:15], 16)) for name in choose_parameters(model, include, exclude)}
+    drawn = {name: torch.rand(shapes[name], generator=each) for name, each in source.items()}
     notes = {"coverage": coverage(model, drawn)}
-    return Scores(drawn, Provenance("random", model.fingerprint(), seed=seed, notes=notes), transposed(model.hf, drawn))
+    options = {"include": listed(include), "exclude": listed(exclude)}
+    about = Provenance("random", model.fingerprint(), options=options, seed=seed, notes=notes)
+    return Scores(drawn, about, transposed(model.hf, drawn))

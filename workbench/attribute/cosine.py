@@ -22,6 +22,7 @@ def forget_retain_cosine(
         thresholds; this is one score instead of the two.
     """
     del weight
-    length = forget_gradient.norm(dim=-1, keepdim=True) * retain_gradient.norm(dim=-1, keepdim=True)
-    cosine = (forget_gradient * retain_gradient).sum(-1, keepdim=True) / length.clamp_min(torch.finfo(length.dtype).tiny)
+    tiny = torch.finfo(forget_gradient.dtype).tiny  # a zero row stays zero
+    units = [g / g.norm(dim=-1, keepdim=True).clamp_min(tiny) for g in (forget_gradient, retain_gradient)]
+    cosine = (units[0] * units[1]).sum(-1, keepdim=True)
     return forget_gradient.abs() * (1 - cosine.clamp(-1, 1)) / 2

@@ -68,6 +68,7 @@ def fisher_ratio(
         exclude=exclude,
         batch_tokens=batch_tokens,
         gathered=gathered,
+        shared=False,
         show=show,
     )
     squares = found.parts["retain.square"]

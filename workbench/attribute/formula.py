@@ -68,6 +68,7 @@ def weight_score(*needs: str) -> Callable[[Callable[..., Tensor]], WeightScore]:
                 exclude=exclude,
                 batch_tokens=batch_tokens,
                 gathered=gathered,
+                shared=False,
                 show=show,
             )
             turned = transposed(model.hf, found.names)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.core.errors import InputError, MismatchError, unknown
-from workbench.core.numerics import Forward, wide
+from workbench.core.numerics import Forward, check_finite, wide
 from workbench.core.records import Examples, Provenance, check_disjoint
 from workbench.core.registry import objective
 from workbench.core.runtime import announce
@@ -41,6 +41,10 @@ class Gathered:
         """One parameter's values, freed here unless other scores will ask for them. Not to be written to."""
         return self.parts[need][name] if self.shared else self.parts[need].pop(name)
 
+    def _holds(self, name: str, made: Tensor) -> bool:
+        """Whether `made` is one of the shared tensors itself, which a score must not hand out."""
+        return any(name in part and part[name].data_ptr() == made.data_ptr() for part in self.parts.values())
+
     def scores(
         self,
         method: str,
@@ -55,7 +59,11 @@ class Gathered:
         """Scores of every parameter (or those in `names`): formula(its name, its weights in at least float32)."""
         kept = self.names if names is None else names
         weights = {name: p.detach() for name, p in model.hf.named_parameters() if name in kept}
-        tensors = {name: formula(name, wide(weights[name])).float().cpu().contiguous() for name in kept}
+        tensors = {}
+        for name in kept:
+            made = formula(name, wide(weights[name])).float().cpu().contiguous()
+            check_finite(f"{method}: the scores of {name}", made)
+            tensors[name] = made.clone() if self._holds(name, made) else made
         about = replace(self.about, method=method, options={**self.about.options, **options}, seed=seed)
         return Scores(
             tensors, replace(about, notes={**(notes or {}), "coverage": coverage(model, tensors)}), transposed(model.hf, tensors)
@@ -73,7 +81,8 @@ def gather(
     exclude: Patterns = (),
     batch_tokens: int = 4096,
     gathered: Gathered | None = None,
-    shared: bool = False,
+    shared: bool = True,
+    beside: int = 0,
     show: bool = False,
 ) -> Gathered:
     """One pass over the rows of both sets for everything in `needs`.
@@ -86,17 +95,19 @@ def gather(
         include, exclude: patterns of Hugging Face parameter names, such as "*.mlp.*" or ["*norm*", "*embed*"].
         batch_tokens: largest padded batch, in tokens; changes memory, not the result beyond rounding.
         gathered: what was gathered for these rows on this model already; it is checked and handed back.
-        shared: keep the moments for several scores.
+        shared: keep the moments for several scores; False frees each as the one score is made.
+        beside: float32 numbers a weight that will be held beside the moments, for the memory plan.
         show: say the memory plan and draw a progress bar.
     Raises: DataError if the sets share rows; InputError for a pattern that fits nothing; MemoryPlanError if it would not fit;
         MismatchError if `gathered` is of another model or other rows.
     """
     data = {"forget": forget.fingerprint(), "retain": retain.fingerprint()}
+    loss = find_loss(forget_loss)
+    asked = {"forget_loss": loss.__name__, "include": listed(include), "exclude": listed(exclude)}
     if gathered is not None:
-        return _fitting(gathered, needs, model, data)
+        return _fitting(gathered, needs, model, data, asked)
     check_disjoint(forget, retain)
     names = choose_parameters(model, include, exclude)
-    loss = find_loss(forget_loss)
     wanted = {}
     for set, rows, its_loss in (("forget", forget, loss), ("retain", retain, nll)):
         quantities = frozenset(need.split(".")[1] for need in needs if need.startswith(set + "."))
@@ -104,14 +115,14 @@ def gather(
             wanted[set] = Wanted(encode_all(model, rows), quantities, its_loss)
     every = [row for one in wanted.values() for row in one.rows]
     sums = sum(len(one.quantities - {"inputs"}) for one in wanted.values())
-    plan = plan_pass(model, every, names, sums=sums, batch_tokens=batch_tokens, job="attribution")
+    plan = plan_pass(model, every, names, sums=sums, beside=beside, batch_tokens=batch_tokens, job="attribution")
     announce(f"attribution: {plan}", show=show)
     found = moments(model, wanted, names, batch_tokens=batch_tokens, show=show, label="attribution")
     about = Provenance(
         "gathered",
         model.fingerprint(),
         data,
-        {"forget_loss": loss.__name__, "include": listed(include), "exclude": listed(exclude)},
+        asked,
         dtype=str(model.dtype),
         reduction="mean over examples, float32",
         tokens=sum(len(row.tokens) for row in every),
@@ -119,10 +130,16 @@ def gather(
     return Gathered(tuple(names), {f"{set}.{quantity}": values for (set, quantity), values in found.items()}, about, shared)
 
 
-def _fitting(gathered: Gathered, needs: Collection[str], model: Model, data: Mapping[str, str]) -> Gathered:
+def _fitting(
+    gathered: Gathered, needs: Collection[str], model: Model, data: Mapping[str, str], asked: Mapping[str, Any]
+) -> Gathered:
     """`gathered` itself; MismatchError or InputError if it is not what this score is asked about."""
     if gathered.about.model != model.fingerprint() or gathered.about.data != data:
         raise MismatchError("gathered: it was gathered on another model or other rows; gather again for these.")
+    for key, value in asked.items():
+        matters = key != "forget_loss" or any(need.startswith("forget.") and need != "forget.inputs" for need in needs)
+        if matters and gathered.about.options[key] != value:
+            raise MismatchError(f"gathered: its {key} is {gathered.about.options[key]!r}, but {value!r} was asked for.")
     lacking = [need for need in needs if need not in gathered.parts]
     if lacking:
         raise InputError(f"gathered: it lacks {', '.join(lacking)} and has {', '.join(gathered.parts)}; gather with these needs.")

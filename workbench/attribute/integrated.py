@@ -1,6 +1,6 @@
 """Integrated gradients over weights: which weights account for the difference between two models."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,15 +10,16 @@ from workbench.attribute.gather import Patterns, choose_parameters, coverage, fi
 from workbench.core.delta import Delta, applied
 from workbench.core.errors import InputError, MismatchError, unknown
 from workbench.core.numerics import wide
-from workbench.core.records import Examples, Provenance
-from workbench.core.registry import attribution
-from workbench.core.runtime import progress
+from workbench.core.records import Examples, Provenance, check_disjoint
+from workbench.core.registry import attribution, objective
+from workbench.core.runtime import announce, progress
 from workbench.core.scores import Scores
 from workbench.load.batches import Encoded, by_length, collate, encode_all
 from workbench.load.models import Model
 from workbench.load.weights import transposed
 from workbench.trace.forward import forward
 from workbench.trace.gradients import ExampleLoss, Weights, mean_gradient
+from workbench.trace.plan import plan_pass
 
 
 @attribution
@@ -45,7 +46,7 @@ def integrated_gradients(
     notes["rise"] is the difference, notes["sum"] the sum.
 
     Args:
-        retain: its rows are not looked at; every attribution has the same signature.
+        retain: checked for shared rows, otherwise not used; every attribution has the same signature.
         reference: a model of the same shape, such as one retrained without the forget rows; None for all weights zero.
         steps: points on the path, >= 1; each costs one pass over the forget rows.
         form: "signed" puts weights first whose move raises the forget loss most; "absolute" ranks by |S|.
@@ -54,13 +55,22 @@ def integrated_gradients(
     Raises: MismatchError if the reference's parameters have other names or shapes; InputError if steps < 1.
     Reference: Sundararajan et al. 2017, arXiv:1703.01365, with weights in place of inputs.
     """
-    if steps < 1:
-        raise InputError(f"integrated_gradients: steps is {steps}, expected at least 1.")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"integrated_gradients: steps is {steps}, expected a whole number of at least 1.")
+    if isinstance(forget_loss, str) and forget_loss != "nll" and objective[forget_loss].about["needs_reference"]:
+        raise InputError(
+            f"integrated_gradients: forget_loss {forget_loss!r} compares with the model it starts from, which every point of the "
+            "path would be anew; take 'nll', or an objective without a reference."
+        )
+    check_disjoint(forget, retain)
     if form not in ("signed", "absolute"):
         raise unknown("form", form, ("signed", "absolute"))
     if reference is not None and reference.shapes() != model.shapes():
         raise MismatchError("integrated_gradients: the reference's parameters have other names or shapes than the model's.")
     names, loss, rows = choose_parameters(model, include, exclude), find_loss(forget_loss), encode_all(model, forget)
+    # at the peak: path, Delta, its scaled copy, the overwritten weights, gradient and total
+    plan = plan_pass(model, rows, names, sums=6, batch_tokens=batch_tokens, job="integrated gradients")
+    announce(f"integrated gradients: {plan}", show=show)
     path = {name: _target(reference, name, weight) - wide(weight) for name, weight in _weights(model, names).items()}
     about = Provenance(
         "integrated_gradients",
@@ -84,11 +94,13 @@ def integrated_gradients(
         total[name].mul_(path[name])
     with applied(model, whole):
         end = _loss(model, rows, loss, batch_tokens)
-    notes = {
+    notes: dict[str, Any] = {
         "rise": end - _loss(model, rows, loss, batch_tokens),
         "sum": sum(float(value.sum(dtype=torch.float64)) for value in total.values()),
         "coverage": coverage(model, names),
     }
+    if abs(notes["sum"] - notes["rise"]) > 0.05 * abs(notes["rise"]):
+        notes["warning"] = "the scores do not sum to the loss's rise: take more steps, or a model in float32"
     about.notes.update(notes)
     return Scores(
         {name: (value.abs() if form == "absolute" else value).float().cpu() for name, value in total.items()},

@@ -16,7 +16,7 @@ def several(
     model: Model,
     forget: Examples,
     retain: Examples,
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any] | None],
     *,
     forget_loss: ExampleLoss | str = "nll",
     include: Patterns = "*",
@@ -36,7 +36,10 @@ def several(
     Raises: UnknownNameError for a method or option; InputError for an option that all of them share.
     """
     shared = {"forget_loss": forget_loss, "include": include, "exclude": exclude, "batch_tokens": batch_tokens, "show": show}
-    asked = {name: dict(own) for name, own in (methods.items() if isinstance(methods, Mapping) else ((m, {}) for m in methods))}
+    if isinstance(methods, str):
+        raise InputError(f"several: methods is the text {methods!r}, expected a list of names or a mapping; write [{methods!r}].")
+    named = methods if isinstance(methods, Mapping) else dict.fromkeys(methods)
+    asked = {name: dict(own or {}) for name, own in named.items()}
     if not asked:
         raise InputError(f"several: no method was named. Known: {', '.join(attribution.names())}.")
     members = {name: attribution[str(own.pop("method", name))] for name, own in asked.items()}
@@ -45,7 +48,8 @@ def several(
             raise InputError(f"several: {name}: {', '.join(sorted(own))}: this option is the same for all; give it to `several`.")
         members[name].check_options(own)
     needs = sorted({need for member in members.values() for need in member.about["needs"]})
-    gathered = gather(model, forget, retain, needs, shared=True, **shared) if needs else None
+    # beside the moments: every method's scores, and the gradient from which WAGLE's curvature is read
+    gathered = gather(model, forget, retain, needs, beside=len(members) + 1, **shared) if needs else None
 
     def score(member: Member, own: Mapping[str, Any]) -> Scores:
         common = {key: value for key, value in shared.items() if key in member.options}

@@ -17,12 +17,13 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from workbench.attribute.gather import Gathered, Patterns, gather
+from workbench.attribute.gather import Gathered, Patterns, choose_parameters, gather
 from workbench.core.errors import InputError, unknown
 from workbench.core.numerics import generator
 from workbench.core.records import Examples
 from workbench.core.registry import attribution
 from workbench.core.scores import Scores
+from workbench.core.store import text_sha256
 from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model
 from workbench.trace.gradients import ExampleLoss, curvature
@@ -62,7 +63,8 @@ def wagle(
         form: "absolute" ranks by |S|; "signed" by S: to first order - S is what `forget_loss` gains when the weight goes to zero,
             so weights come first whose removal lowers it, which is of use with the loss that unlearning minimizes (such as
             "npo"), not with the NLL; "weight" and "retain" are the two terms alone, signed: theta g_f, and - g_r g_f / gamma.
-        curvature_rows: retain rows (the first ones) from which the curvature is estimated.
+        curvature_rows: different retain rows from which the curvature is estimated, chosen by a hash of their tokens and the
+            seed, so that their order does not matter.
         damping: added to each tensor's gamma, as a share of the mean over all weights; only with "curvature".
         seed: of the random signs that estimate the curvature.
         forget_loss, include, exclude, batch_tokens, gathered, show: see `attribute.gather`.
@@ -74,6 +76,8 @@ def wagle(
         read the notes.
     """
     _check(gamma, form, curvature_rows, damping)
+    names = choose_parameters(model, include, exclude)
+    scale = _gammas(model, names, encode_all(model, retain), gamma, curvature_rows, damping, seed)
     found = gather(
         model,
         forget,
@@ -84,9 +88,9 @@ def wagle(
         exclude=exclude,
         batch_tokens=batch_tokens,
         gathered=gathered,
+        shared=False,
         show=show,
     )
-    scale = _gammas(model, found.names, encode_all(model, retain), gamma, curvature_rows, damping, seed, batch_tokens)
     notes = _which_term(model, found, scale, seed)
 
     def formula(name: str, weight: Tensor) -> Tensor:
@@ -105,12 +109,15 @@ def wagle(
 
 def _check(gamma: float | str, form: str, curvature_rows: int, damping: float) -> None:
     """InputError for an option out of range."""
-    if gamma not in ("curvature", "paper") and not (isinstance(gamma, int | float) and 0 < gamma < float("inf")):
+    number = isinstance(gamma, int | float) and not isinstance(gamma, bool) and 0 < gamma < float("inf")
+    if gamma not in ("curvature", "paper") and not number:
         raise InputError(f"wagle: gamma is {gamma!r}, expected 'curvature', 'paper' or a positive number.")
     if form not in FORMS:
         raise unknown("form", form, FORMS)
-    if curvature_rows < 1 or not 0 < damping < float("inf"):
-        raise InputError(f"wagle: curvature_rows is {curvature_rows} and damping {damping}; both must be positive.")
+    if not isinstance(curvature_rows, int) or curvature_rows < 1 or not 0 < damping < float("inf"):
+        raise InputError(
+            f"wagle: curvature_rows is {curvature_rows} and damping {damping}; both must be positive, the first a whole number."
+        )
 
 
 def _gammas(
@@ -121,27 +128,39 @@ def _gammas(
     n: int,
     damping: float,
     seed: int,
-    batch_tokens: int,
 ) -> dict[str, float]:
     """gamma of every tensor, in nats per squared weight."""
     if gamma == "paper":
         return dict.fromkeys(names, PAPER_GAMMA / len(rows))
     if gamma == "curvature":
         sizes = {name: model.hf.get_parameter(name).numel() for name in names}
-        found = curvature(model, rows[:n], names=names, seed=seed, batch_tokens=batch_tokens)
+        found = curvature(model, sample(rows, n, seed), names=names, seed=seed)
         mean = sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values())
+        if mean == 0:
+            raise InputError(
+                "wagle: the retain loss has no curvature at any of these parameters, so there is no gamma to take from it; "
+                "give gamma a number, or other parameters."
+            )
         return {name: found[name] + damping * mean for name in names}
     return dict.fromkeys(names, float(gamma))
 
 
+def sample(rows: Sequence[Encoded], n: int, seed: int) -> list[Encoded]:
+    """`n` different rows, drawn by a hash of seed and tokens: the same ones in whatever order, however often, the rows come."""
+    different = {text_sha256([seed, row.tokens, row.start]): row for row in rows}
+    return [different[key] for key in sorted(different)[:n]]
+
+
 def _which_term(model: Model, found: Gathered, gamma: Mapping[str, float], seed: int) -> dict[str, float | str]:
-    """How the ranking by |S| came about, on up to 200,000 weights drawn from all tensors in proportion to their size."""
+    """How the ranking by |S| came about: on all weights, or about 200,000 drawn from all tensors in proportion to their size."""
     g_f, g_r = (found.parts[need] for need in NEEDS)
     total = sum(g.numel() for g in g_f.values())
     source = generator(seed)
     first, second = [], []
     for name, g in g_f.items():
-        flat = torch.randint(g.numel(), (max(1, g.numel() * min(_SAMPLE, total) // total),), generator=source).to(g.device)
+        share = max(1, g.numel() * _SAMPLE // total)
+        every = torch.arange(g.numel()) if total <= _SAMPLE else torch.randint(g.numel(), (share,), generator=source)
+        flat = every.to(g.device)
         forget, weight = g.view(-1)[flat].double(), model.hf.get_parameter(name).detach()
         first.append((weight.reshape(-1)[flat].double() * forget).cpu())
         second.append((-g_r[name].view(-1)[flat].double() * forget / gamma[name]).cpu())
@@ -152,8 +171,9 @@ def _which_term(model: Model, found: Gathered, gamma: Mapping[str, float], seed:
         "spearman_with_retain_term": float(np.asarray(spearmanr(score, retain.abs().numpy()))[0]),
         "weight_term_larger": float((weight.abs() > retain.abs()).double().mean()),
     }
-    for term, other in (("weight", "retain"), ("retain", "weight")):
-        alone = notes[f"spearman_with_{other}_term"]
-        if float(alone) > _ALONE:
-            notes["warning"] = f"the {term} term is dead: the ranking is the {other} term's (Spearman {alone:.4f})"
-    return notes
+    said = [
+        f"the {term} term is dead: the ranking is the {other} term's (Spearman {notes[f'spearman_with_{other}_term']:.4f})"
+        for term, other in (("weight", "retain"), ("retain", "weight"))
+        if float(notes[f"spearman_with_{other}_term"]) > _ALONE
+    ]
+    return notes | ({"warning": "; ".join(said)} if said else {})

@@ -28,8 +28,8 @@ def wanda(
     """Size of a weight times the size of what it is multiplied with: S_oi = |W_oi| sqrt(mean_t x_ti^2).
 
     x is the input of the linear map, over all real tokens t of the forget rows. Meant to be compared within one output:
-    `scores.mask(fraction, scope="row")`. Only linear maps have inputs: embeddings, norms and biases get no score, and the result's
-    `coverage` says what share of the weights has one.
+    `scores.mask(fraction, scope="row")`. Only linear maps have inputs: embeddings, norms and biases get no score (an embedding
+    that unembeds too has one, as the linear map it is there), and `coverage` says what share of the weights has one.
 
     Args:
         retain: its rows are not looked at; every attribution has the same signature.
@@ -49,6 +49,7 @@ def wanda(
         exclude=exclude,
         batch_tokens=batch_tokens,
         gathered=gathered,
+        shared=False,
         show=show,
     )
     names = [name for name in found.names if name in found.parts["forget.inputs"]]

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from markupsafe import Markup
@@ -19,6 +20,7 @@ from workbench.core.picture import bars, table
 from workbench.core.records import Provenance
 from workbench.core.store import load_tensors, save_tensors
 from workbench.core.svg import percent, tag
+from workbench.core.topk import CHUNK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +87,7 @@ class Mask:
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Mask)
+            and self.provenance.model == other.provenance.model
             and dict(self.shapes) == dict(other.shapes)
             and all(torch.equal(self.packed[name], other.packed[name]) for name in self)
         )
@@ -147,11 +150,7 @@ class Mask:
     def matched_random(self, *, seed: int) -> "Mask":
         """The control: as many weights in every tensor as here, chosen uniformly without replacement."""
         source = generator(seed)
-        bits: dict[str, Tensor] = {}
-        for name, count in self.counts().items():
-            flat = torch.zeros(prod(self.shapes[name]), dtype=torch.bool)
-            flat[torch.randperm(len(flat), generator=source)[:count]] = True
-            bits[name] = pack(flat)
+        bits = {name: _drawn(prod(self.shapes[name]), count, source) for name, count in self.counts().items()}
         about = Provenance("matched_random", self.provenance.model, options=self.provenance.as_dict(), seed=seed)
         return Mask(bits, self.shapes, about)
 
@@ -233,6 +232,25 @@ class Mask:
         packed, about = load_tensors(path, "mask")
         shapes = {name: tuple(about["shapes"][name]) for name in packed}
         return cls(packed, shapes, Provenance(**about["provenance"]))
+
+
+def _drawn(n: int, count: int, source: torch.Generator) -> UInt8[Tensor, "bytes"]:
+    """Packed bits of `count` of `n`, uniformly without replacement, in memory for a chunk and the bits.
+
+    How many fall into each chunk is hypergeometric (NumPy's, for less than 10^9 weights a tensor); inside a chunk they are the
+    first of a permutation.
+    """
+    packed = torch.zeros(n_bytes(n), dtype=torch.uint8)
+    draw = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=source))) if n > CHUNK else None
+    for first in range(0, n, CHUNK):
+        size = min(CHUNK, n - first)
+        rest = n - first - size
+        mine = count if draw is None or not rest else int(draw.hypergeometric(size, rest, count))
+        flat = torch.zeros(size, dtype=torch.bool)
+        flat[torch.randperm(size, generator=source)[:mine]] = True
+        packed[first // 8 : first // 8 + n_bytes(size)] = pack(flat)
+        count -= mine
+    return packed
 
 
 def _term(mask: Mask) -> str:

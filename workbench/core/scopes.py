@@ -110,14 +110,18 @@ def _row_select(tensors: Mapping[str, Tensor], wanted: int, transposed: frozense
     total = sum(rows * length for rows, length in shapes.values())
     share = {name: length * wanted // max(total, 1) for name, (_, length) in shapes.items()}
     left = wanted - sum(rows * share[name] for name, (rows, _) in shapes.items())
-    chosen = {}
+    able = sum(rows for name, (rows, length) in shapes.items() if length > share[name])
+    chosen, before = {}, 0
     for name, tensor in tensors.items():
         bits = torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)
         for scores, out in _row_blocks(name, tensor, bits, transposed):
-            more = min(left, len(scores)) if scores.shape[1] > share[name] else 0
-            out[:more] = highest(scores[:more], share[name] + 1)
-            out[more:] = highest(scores[more:], share[name])
-            left -= more
+            more = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+            if scores.shape[1] > share[name]:  # the remainder is spread evenly over all rows, first layer to last
+                place = torch.arange(before, before + len(scores), device=scores.device)
+                more = (place + 1) * left // able > place * left // able
+                before += len(scores)
+            out[more] = highest(scores[more], share[name] + 1)
+            out[~more] = highest(scores[~more], share[name])
         chosen[name] = pack(bits)
     return chosen
 

@@ -82,9 +82,9 @@ class Scores:
             count: number of weights to choose, 1 to all.
             scope: what competes with what: all weights ("global"), those of one layer, one tensor, or one row (the weights
                 of one output of a linear map; a vector is one row, more than two axes have rows along the last). In the
-                last three each group gives its own share, rounded down, and the remainder goes, one each, to the first
-                groups. "2:4" instead takes the 2 highest of every 4 consecutive weights of a row (any N:M; a row's last,
-                shorter group of r gives N * r // M), and then neither fraction nor count is given.
+                last three each group gives its own share, rounded down; the remainder goes, one each, to the first groups,
+                and among rows is spread evenly. "2:4" instead takes the 2 highest of every 4 consecutive weights of a row
+                (any N:M; a row's last, shorter group of r gives N * r // M), and then neither fraction nor count is given.
         Raises: InputError for a bad fraction, count or scope; NumericsError if a score is NaN.
 
         Ties are broken by position (see `core/topk.py`), so the count is hit exactly. WAGLE's code ranks with two argsorts.
@@ -93,13 +93,15 @@ class Scores:
         if n_of_m is not None:
             if fraction is not None or count is not None:
                 raise InputError(f"Scores.mask: scope {scope!r} says how many weights by itself; give no fraction and no count.")
+            self._check_told_apart()
             return self._as_mask(select_pattern(self.tensors, *n_of_m, transposed=self.transposed), None, None, scope)
         if fraction is not None and count is None:
             return self.masks([fraction], scope=scope)[0]
         if count is None or fraction is not None:
             raise InputError("Scores.mask: give fraction or count, one of them.")
-        if not 1 <= count <= self.n_weights:
-            raise InputError(f"Scores.mask: count is {count:,}, expected 1 to {self.n_weights:,}, the weights with a score.")
+        if not isinstance(count, int) or not 1 <= count <= self.n_weights:
+            raise InputError(f"Scores.mask: count is {count}, expected 1 to {self.n_weights:,}, a whole number.")
+        self._check_told_apart()
         chosen = select(self.tensors, [count], scope=scope, transposed=self.transposed)[0]
         return self._as_mask(chosen, None, count, scope)
 
@@ -113,13 +115,23 @@ class Scores:
             raise InputError(f"Scores.masks: scope {scope!r} has one size only; use Scores.mask(scope={scope!r}).")
         total = self.n_weights
         for fraction in fractions:
-            if not 0 < fraction <= 1:
+            if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
                 raise InputError(f"Scores.mask: fraction is {fraction}, expected above 0 and at most 1.")
             if round(fraction * total) == 0:
                 raise InputError(f"Scores.mask: fraction {fraction} of {total:,} weights is none; give count, or a larger share.")
+        self._check_told_apart()
         wanted = [round(fraction * total) for fraction in fractions]
         chosen = select(self.tensors, wanted, scope=scope, transposed=self.transposed)
         return [self._as_mask(bits, fraction, None, scope) for bits, fraction in zip(chosen, fractions, strict=True)]
+
+    def _check_told_apart(self) -> None:
+        """InputError if all scores are equal: a mask would be a choice by position."""
+        some = [tensor.reshape(-1) for tensor in self.tensors.values() if tensor.numel()]
+        if self.n_weights > 1 and all(bool((scores == some[0][:1]).all()) for scores in some):
+            raise InputError(
+                f"Scores.mask: all {self.n_weights:,} {self.provenance.method} scores are {float(some[0][0]):g}, so that a mask "
+                "would be a choice by position. Has the loss a gradient at these weights?"
+            )
 
     def _as_mask(self, packed: Mapping[str, Tensor], fraction: float | None, count: int | None, scope: str) -> Mask:
         options = {"fraction": fraction, "count": count, "scope": scope, "scores": self.provenance.as_dict()}

@@ -6,9 +6,11 @@ from workbench.core.delta import Delta
 from workbench.core.errors import InputError
 from workbench.core.records import Examples, Provenance, check_disjoint
 from workbench.core.registry import edit
+from workbench.core.runtime import announce
 from workbench.load.batches import encode_all
 from workbench.load.models import Model
 from workbench.trace.moments import Wanted, moments
+from workbench.trace.plan import plan_pass
 
 
 @edit
@@ -56,6 +58,9 @@ def dampen(
         squares = frozenset({"square"})
         wanted = {"forget": Wanted(encode_all(model, forget), squares), "retain": Wanted(encode_all(model, retain), squares)}
         names = [name for name, p in model.hf.named_parameters() if p.is_floating_point()]
+        every = [row for one in wanted.values() for row in one.rows]
+        plan = plan_pass(model, every, names, sums=3, batch_tokens=batch_tokens, job="dampen")  # two sets' squares, and the change
+        announce(f"dampen: {plan}", show=show)
         found = moments(model, wanted, names, batch_tokens=batch_tokens, show=show, label="Fisher")
         important, kept = found["forget", "square"], found["retain", "square"]
     differences, chosen = {}, 0

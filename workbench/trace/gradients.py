@@ -14,12 +14,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from workbench.core.errors import DataError, NumericsError
-from workbench.core.numerics import Forward, answer_length, answer_logits, generator, mean_nll, wide
+from workbench.core.numerics import Forward, answer_logits, generator, mean_nll, wide
 from workbench.core.runtime import plan_memory, progress
+from workbench.core.store import text_sha256
 from workbench.load.batches import Batch, Encoded, by_length, collate
 from workbench.load.models import Model
 from workbench.trace.forward import forward, logits
@@ -78,13 +79,13 @@ def mean_gradient(
     total: Weights = {}
     with tracked(model, names) as found:
         for chosen in progress(list(by_length(rows, max_tokens=batch_tokens)), label=label, show=show):
-            values = loss(forward(model, _batch(model, rows, chosen)), chosen)
-            (values.sum() / len(rows)).backward()
+            # divided by n in float32, below: before the backward pass, float16 would lose the small gradients of large sets
+            loss(forward(model, _batch(model, rows, chosen)), chosen).sum().backward()
             if not whole:
                 _collect(found, total)
         if whole:
             _collect(found, total)
-    return check_finite_all(total, label)
+    return check_finite_all({name: gradient.div_(len(rows)) for name, gradient in total.items()}, label)
 
 
 def fisher(
@@ -114,49 +115,45 @@ def fisher(
     return check_finite_all(total, "Fisher")
 
 
-def curvature(
-    model: Model,
-    rows: Sequence[Encoded],
-    *,
-    seed: int,
-    names: Collection[str] | None = None,
-    batch_tokens: int = 4096,
-) -> dict[str, float]:
+def curvature(model: Model, rows: Sequence[Encoded], *, seed: int, names: Collection[str] | None = None) -> dict[str, float]:
     """Mean diagonal Gauss-Newton entry of the mean NLL over `rows`, one number a tensor, in nats per squared weight.
 
     At a token with probabilities p the Gauss-Newton matrix of the logits is H = diag(p) - p p' = L L', where L = D (I - q q'),
     D = diag(q) and q = sqrt(p). With random signs e, the gradient of (L e) . logits has mean zero and its square estimates the
-    Gauss-Newton diagonal without bias; tokens and examples with signs of their own do not interfere in expectation. So one
-    backward pass of sum_e sqrt(1 / (n T_e)) sum_t (L e_t) . logits_t over a batch gives tr(GGN) = E ||gradient||^2, where T_e is an
-    example's number of answer tokens and n the number of rows.
+    Gauss-Newton diagonal without bias; tokens with signs of their own do not interfere in expectation. So a row's backward pass of
+    T^-1/2 sum_t (L e_t) . logits_t, with T its number of answer tokens, gives tr(GGN) = E ||gradient||^2; the rows are averaged. A
+    row's signs depend on the seed and its tokens, so the order of the rows does not matter.
 
     Labels drawn from p give the same expectation (and labels of the data another number, the empirical Fisher), but where a model
-    is sure of itself nearly all of it lies in rare draws: on a memorized set this estimate varies several times less.
+    is sure of itself nearly all of it lies in rare draws: on a memorized set this estimate varies ten times less.
 
     Reference: Martens 2020, arXiv:1412.1193, section 9; Hutchinson 1990 for the random signs.
     """
     _some(rows, "curvature")
-    source = generator(seed, model.device)
     trace: dict[str, float] = {}
     with tracked(model, names) as found:
-        for chosen in by_length(rows, max_tokens=batch_tokens):
-            batch = _batch(model, rows, chosen)
+        for i, row in enumerate(rows):
+            batch = _batch(model, rows, [i])
             used = answer_logits(logits(model, batch), batch.answer)
             with torch.no_grad():
                 root = used.softmax(-1).sqrt()
-                signs = torch.randint(0, 2, used.shape, generator=source, device=used.device, dtype=torch.int8).to(used) * 2 - 1
-                probe = root * (signs - root * (root * signs).sum(-1, keepdim=True))
-            length = answer_length(batch.answer)
-            scale = (len(rows) * length).to(used.dtype).rsqrt().repeat_interleave(length)
-            (scale[:, None] * probe * used).sum().backward()
+                signs = _signs(row, used.shape[-1], seed).to(used)
+                probe = root * (signs - root * (root * signs).sum(-1, keepdim=True)) / len(used) ** 0.5
+            (probe * used).sum().backward()
             for name, p in found.items():
                 square = 0.0 if p.grad is None else float(torch.linalg.vector_norm(p.grad, dtype=wide(p.grad).dtype)) ** 2
-                trace[name] = trace.get(name, 0.0) + square / p.numel()
+                trace[name] = trace.get(name, 0.0) + square / p.numel() / len(rows)
                 p.grad = None
     for name, value in trace.items():
         if not math.isfinite(value):
             raise NumericsError(f"curvature: that of {name} is NaN or infinite; half precision may have overflowed: try float32.")
     return trace
+
+
+def _signs(row: Encoded, width: int, seed: int) -> Int8[Tensor, "answer_token width"]:
+    """Random signs of a row's answer tokens, drawn on the CPU so that every device has the same."""
+    source = generator(int(text_sha256([seed, row.tokens, row.start])[:15], 16))
+    return torch.randint(0, 2, (len(row.tokens) - row.start, width), generator=source, dtype=torch.int8) * 2 - 1
 
 
 def _some(rows: Sequence[Encoded], job: str) -> None:

@@ -55,7 +55,7 @@ class _Part(NamedTuple):
 class _Pass:
     """What the hooks share: the sums so far by set and quantity, and the batch at hand with its parts.
 
-    names: parameters of interest by identity.   tied: those that embed and unembed.
+    names: parameters of interest by identity.   tied: those that embed and unembed.   called: modules that this pass came by.
     """
 
     model: Model
@@ -66,6 +66,7 @@ class _Pass:
     parts: list[_Part] = field(default_factory=list)
     batch: Batch | None = None
     crossed: dict[str, list[Tensor]] = field(default_factory=dict)
+    called: set[str] = field(default_factory=set)
 
     def of(self, set: str, name: str, parameter: Tensor) -> Sums:
         """The accumulators of a parameter for one set."""
@@ -176,6 +177,7 @@ def _step(now: _Pass, chosen: list[tuple[str, int]], *, backward: bool) -> None:
         if losses:
             torch.cat(losses).sum().backward()
     now.crossed.clear()
+    now.called.clear()
 
 
 @contextmanager
@@ -201,6 +203,9 @@ def _hook(now: _Pass, path: str, owned: dict[str, str]) -> Any:
         plain = len(args) == 1 and not kwargs and all(isinstance(t, Tensor) and len(t) == n for t in (args[0], output))
         if not plain or (isinstance(module, nn.Linear | Conv1D) and args[0].ndim != 3):
             raise Unsupported(f"{path} does not map one [batch pos ...] tensor to another, so rows cannot be told apart in it.")
+        if path in now.called and any(one.quantities & {"square", "inputs"} for one in now.wanted.values()):
+            raise Unsupported(f"{path} is called twice in one pass: squares of a sum need both summands at once.")
+        now.called.add(path)
         x = args[0].detach()
         if isinstance(module, nn.Linear | Conv1D) and "weight" in owned:
             _add_inputs(now, owned["weight"], x)

@@ -14,16 +14,20 @@ from workbench.trace.gradients import tracked
 
 
 class MemoryPlan(NamedTuple):
-    """Bytes at the peak of a pass. weights: of the model.   sums: of what is accumulated.   activations: of the largest batch."""
+    """Bytes that a pass holds. weights: the model's.   sums: what is accumulated.   activations: of the largest batch.
+
+    scores: what is made of the sums, once the activations are gone, with one tensor's temporaries.
+    """
 
     weights: int
     sums: int
     activations: int
+    scores: int
 
     @property
     def total(self) -> int:
-        """All three."""
-        return sum(self)
+        """At the peak: activations and scores are never there together."""
+        return self.weights + self.sums + max(self.activations, self.scores)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in self._asdict().items())
@@ -31,9 +35,9 @@ class MemoryPlan(NamedTuple):
 
 
 def plan_pass(
-    model: Model, rows: Sequence[Encoded], names: Collection[str], *, sums: int, batch_tokens: int, job: str
+    model: Model, rows: Sequence[Encoded], names: Collection[str], *, sums: int, beside: int = 0, batch_tokens: int, job: str
 ) -> MemoryPlan:
-    """Plan a pass that keeps `sums` float32 numbers for each weight in `names`.
+    """Plan a pass that keeps `sums` float32 numbers for each weight in `names`, and `beside` more after it.
 
     What autograd keeps for its backward pass is not derived from a formula: one forward pass of the longest row counts its bytes,
     and the largest batch has so many times as many tokens. On top come the logits and, as the backward pass begins, two gradients
@@ -43,14 +47,16 @@ def plan_pass(
     """
     sizes = {name: p for name, p in model.hf.named_parameters() if name in names}
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
-    # while scores are made, one tensor's temporaries stand beside the sums
-    largest = max(p.numel() for p in sizes.values())
-    needed = 4 * (sums * sum(p.numel() for p in sizes.values()) + 2 * largest)
+    chosen = sum(p.numel() for p in sizes.values())
+    needed = 4 * sums * chosen
+    if sums == 1 and any(p.element_size() == 2 for p in sizes.values()):
+        needed += 2 * chosen  # autograd's own half-precision gradients, which are added to the sums batch by batch
     groups = [max(len(rows[i].tokens) for i in chosen) * len(chosen) for chosen in by_length(rows, max_tokens=batch_tokens)]
     longest = max(rows, key=lambda row: len(row.tokens))
     logits = 3 * max(groups) * model.d_vocab * model.dtype.itemsize
     activations = _kept(model, longest, names) * max(groups) // len(longest.tokens) + logits
-    plan = MemoryPlan(weights, needed, activations)
+    largest = max(p.numel() for p in sizes.values())
+    plan = MemoryPlan(weights, needed, activations, 4 * (beside * chosen + 2 * largest))
     plan_memory(
         job, plan.total - weights, model.device, cure="Give a smaller batch_tokens, or fewer parameters (include=, exclude=)."
     )
