@@ -63,7 +63,7 @@ def section(asked: Asked) -> str:
     sets = cases.Sets(every["forget"][: asked.rows], every["retain"][: 2 * asked.rows], measured)
     warm = cases.batches(model, cases.encode_all(model, sets.forget), asked.tokens)
     seconds(lambda: cases.forward_only(model, warm), device)
-    rows = [*cases.weight_scores(model, sets, asked.tokens, repeats=asked.repeats)]
+    rows = [*cases.weight_scores(model, sets, asked.tokens, repeats=asked.repeats, brief=asked.brief)]
     if not asked.brief:
         rows += [*cases.unlearning_step(model, sets, asked.tokens), *cases.suite(model, sets, asked.tokens)]
         rows += [*cases.mask_selection(device, asked.scores), *cases.start_up()]

@@ -59,8 +59,8 @@ def forward_only(model: Model, groups: list[Batch]) -> None:
         logits(model, batch)
 
 
-def weight_scores(model: Model, sets: Sets, tokens: int, *, repeats: int = 5) -> Iterator[Row]:
-    """Scores against a bare forward and backward pass on the rows they look at."""
+def weight_scores(model: Model, sets: Sets, tokens: int, *, repeats: int = 5, brief: bool = False) -> Iterator[Row]:
+    """Scores (`brief`: WAGLE alone) against a bare forward and backward pass on the rows they look at."""
     forget, retain = (encode_all(model, rows) for rows in (sets.forget, sets.retain))
     one, both = batches(model, forget, tokens), batches(model, forget + retain, tokens)
     jobs: list[tuple[str, list[Batch], dict[str, dict[str, Any]]]] = [
@@ -70,7 +70,7 @@ def weight_scores(model: Model, sets: Sets, tokens: int, *, repeats: int = 5) ->
         ("Fisher ratio, example by example", both, {"fisher_ratio": {}}),
         ("eight scores together", both, {name: {"gamma": 1.0} if name == "wagle" else {} for name in TOGETHER}),
     ]
-    for name, groups, methods in jobs:
+    for name, groups, methods in jobs[2:3] if brief else jobs:
 
         def job(methods: dict[str, dict[str, Any]] = methods) -> None:
             if len(methods) > 1:

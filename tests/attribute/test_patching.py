@@ -1,6 +1,7 @@
 """Attribution patching against directional derivatives, true patching against one hook at a time, and where they coincide."""
 
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from tests.reference import components as truth
 from tests.reference.tiny_models import tiny_model
 from tests.tiny import WORDS, tiny
 from workbench.attribute.contrast_runs import answer_difference
-from workbench.attribute.patching import activation_patching, attribution_patching
-from workbench.core.errors import DataError, InputError, ModelError, NumericsError, UnknownNameError
+from workbench.attribute.patching import _checked, activation_patching, attribution_patching
+from workbench.core.errors import DataError, InputError, ModelError, NumericsError, ShapeError, UnknownNameError
 from workbench.load.contrasts import Contrast, Contrasts, encode_contrasts
 
 LAYERS = {"llama": "model.layers.{}", "gpt2": "transformer.h.{}"}
@@ -288,6 +289,44 @@ def test_a_mixture_of_experts_has_no_neurons():
 def test_components_that_do_not_exist(kind, components, match):
     with pytest.raises(InputError, match=match):
         activation_patching(tiny(), rows(), components, kind=kind)
+
+
+def test_noise_names_the_runs_the_other_way_round():
+    """Base and source change places, the two prompts do not."""
+    notes = [attribution_patching(tiny(), rows(), verify=0, direction=way).provenance.notes for way in ("denoise", "noise")]
+    for name in ("metric_clean", "metric_corrupted"):
+        assert notes[0][name] == pytest.approx(notes[1][name], rel=1e-12)
+    assert abs(notes[0]["metric_clean"] - notes[0]["metric_corrupted"]) > 1e-6, "the two can be told apart"
+    true = activation_patching(tiny(), rows(), [(0, 0)], direction="noise").provenance.notes
+    assert true["metric_clean"] == pytest.approx(notes[0]["metric_clean"], rel=1e-12)
+
+
+def test_one_sampled_component_has_no_ranking():
+    found = attribution_patching(tiny(), rows(), verify=1).agreement
+    assert np.isnan(found.spearman)
+    assert (found.n, found.note) == (1, "one component")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda last, correct, incorrect: answer_difference(last, correct, incorrect).mean(),
+        lambda last, correct, incorrect: answer_difference(last, correct, incorrect)[:1],
+        lambda last, correct, incorrect: answer_difference(last, correct, incorrect)[:, None],
+    ],
+)
+def test_a_metric_gives_one_value_a_pair(wrong):
+    with pytest.raises(ShapeError, match="expected one value a pair"):
+        attribution_patching(tiny(), rows(), metric=wrong)
+
+
+def test_values_of_the_wrong_type():
+    model = tiny()
+    for components, match in ((["a"], "components has 'a', expected"), ([(0.7, 1)], r"components has \(0.7, 1\), expected")):
+        with pytest.raises(InputError, match=match):
+            inspect.unwrap(_checked)(model, components, "head", encode_contrasts(model, rows()))  # pytest checks annotations
+    with pytest.raises(InputError, match="verify is 2.5"):
+        inspect.unwrap(attribution_patching)(model, rows(), verify=2.5)
 
 
 def test_refused():

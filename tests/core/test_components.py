@@ -1,5 +1,7 @@
 """Components: means with intervals, the grid, tables and pictures, and a file that holds it all exactly."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,14 @@ def test_means_and_intervals_are_those_of_the_package(seed):
     many = made(effects=drawn, seed=seed)
     for i, column in enumerate(drawn.T):
         np.testing.assert_allclose((many.low[i], many.high[i]), mean_estimate(column, seed=seed)[1:3], rtol=1e-12)
+
+
+def test_one_pair_has_no_interval():
+    found = made(effects=np.array([[1.0, 2.0, NAN, 3.0], [NAN, 4.0, 5.0, NAN]]))
+    assert found.value.tolist() == [1.0, 3.0, 5.0, 3.0]
+    assert np.isnan(found.low).tolist() == np.isnan(found.high).tolist() == [True, False, True, True]
+    assert found.n.tolist() == [1, 2, 1, 1]
+    assert "NaN" in found._repr_html_()
 
 
 def test_many_components_are_resampled_in_parts(monkeypatch):
@@ -81,6 +91,8 @@ def test_the_largest_first():
     for k in (0, 5):
         with pytest.raises(InputError, match=f"k is {k}, expected 1 to 4"):
             found.top(k)
+    with pytest.raises(InputError, match=r"k is 2.0, expected 1 to 4"):
+        inspect.unwrap(Components.top)(found, 2.0)  # pytest checks annotations; users do not
 
 
 @pytest.mark.parametrize(
@@ -105,6 +117,8 @@ def test_what_it_says():
     assert "not checked against true patching" in repr(made())
     said = repr(made(agreement=Agreement(0.8125, 4, (), ())))
     assert "4 x head, nats, denoise; Spearman with true patching 0.812 on 4 components" in said
+    assert "on 4 components, spread evenly over the ranking" in said
+    assert "undefined (one component) on 1 component)" in repr(made(agreement=Agreement(NAN, 1, (), (), "one component")))
     assert "undefined (all estimates are equal)" in repr(made(agreement=Agreement(NAN, 2, (), (), "all estimates are equal")))
 
 

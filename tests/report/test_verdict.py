@@ -27,7 +27,8 @@ def point(name: str, size: float, side: str, seed: int, value: float, *, reached
 
 def area(name: str, against: str, value: float, half: float, verdict: str, sizes: str, note: str = "") -> dict[str, object]:
     bounds = {"area": value, "low": value - half, "high": value + half}
-    return {"set": name, "against": against, **bounds, "seeds": 2, "verdict": verdict, "sizes": sizes, "note": note}
+    effort = {"bound": "", "seeds": 2, "steps": 6.5, "steps_against": 4.0}
+    return {"set": name, "against": against, **bounds, **effort, "verdict": verdict, "sizes": sizes, "note": note}
 
 
 @pytest.fixture
@@ -76,7 +77,10 @@ def test_the_page_is_static_and_escaped(judged):
 
 def test_what_came_out_in_sentences(judged):
     said = paragraph(read_judged(judged))
-    assert said.startswith("3 located sets of weights were judged by unlearning (npo): inside the set")
+    assert said.startswith(
+        "3 located sets of weights were judged inside the set, in a matched random set, and outside it, each time by unlearning "
+        "(npo), until the mean NLL on retain rows had risen by 0.05 nats per token."
+    )
     assert "1 of 3 forgot more than the random set: wagle (0.300 [0.200, 0.400])." in said
     assert f"1 of 3 forgot less than the random set: {SCRIPT} (-0.200 [-0.300, -0.100])." in said
     assert f"1 of 3 could not be compared with the random set: {IMAGE}." in said
@@ -89,6 +93,30 @@ def test_cautions(judged):
     assert f"{IMAGE} at 0.2 outside (1 run; 40 steps cost 0.0120" in said
     assert "3 sets are compared, each at the 5 % level" in said
     assert "the NLL rose by 0.100 to 0.620 nats per token" in said
+
+
+def test_steps_that_are_few_and_budgets_that_were_not_met_are_cautioned(judged):
+    assert "Fewer than 5 steps" not in " ".join(cautions(read_judged(judged)))
+    points = pd.read_parquet(judged / "verdict.parquet")
+    few = (points["set"] == "wagle") & (points["side"] == "random") & (points["size"] == 0.2)
+    points.loc[few, "steps"] = 4.5
+    points.loc[few, "note"] = "the search ended at 0.03 of it"
+    points.to_parquet(judged / "verdict.parquet", index=False)
+    said = " ".join(cautions(read_judged(judged)))
+    # wagle: inside 6.5 four times; random 6.5 twice and 4.5 twice
+    assert "Mean steps inside and in the random set: wagle 6.5 and 5.5" in said
+    assert "Fewer than 5 steps were enough for wagle at 0.2 random:" in said
+    assert "The budget was crossed, but not met, by wagle at 0.2 random (2 runs; the search ended at 0.03 of it)" in said
+
+
+def test_no_interval_and_bounds_in_words(judged):
+    areas = pd.read_parquet(judged / "areas.parquet")
+    areas.loc[0, ["low", "high", "verdict"]] = [NAN, NAN, "no interval"]
+    areas.loc[2, ["low", "high", "bound"]] = [float("-inf"), -0.1, "at most"]
+    areas.to_parquet(judged / "areas.parquet", index=False)
+    said = paragraph(read_judged(judged))
+    assert "1 of 3 have a difference from the random set but no interval, and so no verdict: wagle (0.300 no interval)." in said
+    assert f"forgot less than the random set: {SCRIPT} (at most -0.200 [-inf, -0.100])." in said
 
 
 def test_one_seed_has_no_interval_and_says_so(judged):
@@ -106,7 +134,9 @@ def test_an_ablation_draws_only_its_random_set(judged):
     (judged / "config.yaml").write_text(yaml.safe_dump(config))
     read = read_judged(judged)
     assert "Student-t intervals over 2 seeds (the random set alone)" in " ".join(cautions(read))
-    assert paragraph(read).startswith("3 located sets of weights were judged by taking weights away: inside the set")
+    assert "each time by taking weights away, until the mean NLL" in paragraph(read)
+    assert "a crossing of the budget found by bisection" in " ".join(cautions(read))
+    assert "Mean steps" not in " ".join(cautions(read))
     assert "<th>Share removed</th>" in page(judged).read_text()
 
 
@@ -120,11 +150,12 @@ def test_a_panel_shows_every_size_and_what_did_not_spend_the_budget(judged):
     points = read_judged(judged).points
     svg = panels(points)
     assert list(svg) == ["wagle", SCRIPT, IMAGE]
-    # three sides at two sizes, a mean each; the arm that did not spend the budget is hollow and in no mean
+    # three sides at two sizes, a mean each; where a seed did not spend the budget, both seeds stand alone and there is no mean
     assert svg["wagle"].count("<circle") == 6
     assert svg[IMAGE].count("<circle") == 7
     assert svg[IMAGE].count('r="3" fill="none" stroke="#d9660b"') == 1
-    assert "outside, 0.2: 0.500 (n = 1)" in svg[IMAGE]
+    assert "outside, 0.2: 0.500, in no mean: another seed did not spend it" in svg[IMAGE]
+    assert "outside, 0.2: 0.500 (n" not in svg[IMAGE]
     assert "outside, 0.2: 0.510 (n = 2)" in svg["wagle"]
     assert "only 0.012 of the budget spent" in svg[IMAGE]
     assert ">5 %<" in svg["wagle"]
@@ -141,7 +172,9 @@ def test_a_point_without_a_value_is_not_drawn(judged):
 
 def test_in_a_notebook(judged):
     read = read_judged(judged)
-    html = drawn(read.points, read.areas)
+    html = drawn(read.points, read.areas, read.chosen)
+    assert "unlearning (npo), until the mean NLL on retain rows had risen by 0.05" in html
+    assert "6.5, 4" in html
     assert "<script" not in html
     assert "beats random" in html
     assert "[0.200, 0.400]" in html
@@ -159,6 +192,16 @@ def test_in_the_terminal(judged):
 def test_a_folder_that_is_none(judged, tmp_path):
     assert is_verdict(judged)
     assert not is_verdict(tmp_path)
+    config = (judged / "config.yaml").read_text()
+    (judged / "config.yaml").write_text("[")
+    assert is_verdict(judged), "it has a verdict, whatever else is broken"
+    (judged / "verdict.parquet").rename(judged / "aside")
+    assert not is_verdict(judged)
+    (judged / "config.yaml").write_text(config)
+    assert is_verdict(judged), "a run that is not finished"
+    with pytest.raises(InputError, match="there is no verdict yet"):
+        page(judged)
+    (judged / "aside").rename(judged / "verdict.parquet")
     (judged / "areas.parquet").unlink()
     with pytest.raises(InputError, match="has no areas.parquet"):
         page(judged)

@@ -1,5 +1,6 @@
 """Located weights judged by intervention: one budget, planted sets, areas and intervals by hand, refusals."""
 
+import inspect
 import math
 
 import numpy as np
@@ -8,16 +9,26 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.reference.answers import answer_statistics
 from tests.study.located import learned, renamed, rows, word_scores
+from tests.tiny import tiny
+from workbench import unlearn
+from workbench.core.components import GRIDS, Components, Place
+from workbench.core.delta import applied
 from workbench.core.errors import DataError, InputError, MismatchError, UnknownNameError
+from workbench.core.records import Provenance
 from workbench.load.batches import encode_all
 from workbench.study.intervene import Located, Question, Settings, bench, measure, row_nll
-from workbench.study.judge import Ranked, judge, questions, split_retain
+from workbench.study.judge import Fixed, Ranked, from_components, judge, named, questions, sizes_of, split_retain
 from workbench.study.verdict import Verdict, area, student_interval, word
 from workbench.unlearn.pairs import set_nll
 
 ROWS = {"budget_rows": 4, "report_rows": 5}
+
+
 UNLEARN = {"objective": "npo", "budget": 0.05, "lr": 4e-3, "max_steps": 60, "batch_size": 2, **ROWS}
+
+
 SIZE = 0.02  # 112 of 5,584 weights: the 16 of one word's embedding and 96 others
 
 
@@ -91,29 +102,6 @@ def test_the_model_keeps_its_bits(model):
     assert model.ledger == []
 
 
-def test_ablation_finds_the_share_to_take_away(model):
-    sets = [Ranked("sky", word_scores(model, "sky")), Ranked("grass", word_scores(model, "grass"))]
-    found = judge(model, sets, *rows(), sizes=(0.05,), seeds=(0, 1, 2), intervention="ablate", budget=0.1, **ROWS)
-    points = found.points
-    assert len(points) == 2 * (1 + 3 + 1), "only the random set is drawn, once a seed"
-    spent = points[points["reached"]]
-    assert ((spent["budget_used"] - 0.1).abs() <= 0.011 * 0.1).all()
-    assert ((points["removed"] > 0) & (points["removed"] <= 1)).all()
-    # once more without the judge: (1 - a) w inside, a as reported, on rows encoded here
-    row = points[(points["set"] == "sky") & (points["side"] == "inside")].iloc[0]
-    mask = sets[0].inside(0.05)
-    parts = split_retain(*rows(), **ROWS)
-    before = set_nll(model, encode_all(model, parts.budget))
-    kept = {n: p.detach().clone() for n, p in model.hf.named_parameters()}
-    with torch.no_grad():
-        for name, p in model.hf.named_parameters():
-            p[mask[name]] *= 1 - row["removed"]
-        rise = set_nll(model, encode_all(model, parts.budget)) - before
-        for name, p in model.hf.named_parameters():
-            p.copy_(kept[name])
-    assert rise == pytest.approx(row["budget_used"], abs=2e-6)  # float32 forward passes of weights rounded in another order
-
-
 def test_a_budget_that_is_not_spent_is_said_and_left_out(model):
     sets = [Ranked("sky", word_scores(model, "sky"))]
     found = judge(model, sets, *rows(), sizes=(SIZE,), seeds=(0, 1), **UNLEARN | {"lr": 1e-6, "max_steps": 2})
@@ -135,14 +123,6 @@ def test_weights_that_no_row_uses_spend_nothing(model):
     assert (found.areas()["verdict"] == "not measured").all()
 
 
-def test_weights_that_cost_nothing_are_taken_away_altogether(model):
-    sets = [Ranked("unused", word_scores(model, "no"))]
-    on = bench(model, rows()[0], split_retain(*rows(), **ROWS), Settings((0.1,), (0,), intervention="ablate"))
-    point = measure(on, sets[0], Question("unused", 16 / 5584, "inside", None))
-    assert (point.removed, point.reached, point.budget_used) == (1.0, False, 0.0)
-    assert point.note == "taking the weights away altogether cost 0.0000 of the budget of 0.05 nats per token"
-
-
 def test_nothing_lies_outside_a_set_of_all_weights(model):
     sets = [Ranked("all", word_scores(model))]
     found = judge(model, sets, *rows(), sizes=(1.0,), seeds=(0, 1), **UNLEARN)
@@ -157,81 +137,6 @@ def test_nothing_lies_outside_a_set_of_all_weights(model):
     assert areas.loc["random", "verdict"] == "not told apart"
 
 
-def frame(values):
-    """Points by (size, side, seed): forget change, or None where the budget was not spent."""
-    return pd.DataFrame(
-        [
-            {"set": "s", "size": size, "side": side, "seed": seed, "reached": v is not None, "forget_change": v or 0.0}
-            for (size, side, seed), v in values.items()
-        ]
-    ).astype({"seed": "Int64"})
-
-
-def test_area_by_hand():
-    # sizes 1 %, 10 %, 20 %: widths ln 10 and ln 2; trapezoids (1 + 3)/2 * ln 10 and (3 + 2)/2 * ln 2 over ln 20
-    expected = (2 * math.log(10) + 2.5 * math.log(2)) / math.log(20)
-    assert area([0.01, 0.1, 0.2], np.array([1.0, 3.0, 2.0])) == pytest.approx(expected, rel=1e-12)
-    assert area([0.01, 0.1, 0.2], np.full(3, 0.7)) == pytest.approx(0.7, rel=1e-12)  # a constant is its own mean
-    assert area([0.1], np.array([0.4])) == 0.4
-    with pytest.raises(DataError, match="there is no size"):
-        area([], np.array([]))
-
-
-def test_student_interval_by_hand():
-    # 1 and 2: mean 3/2, s = sqrt(1/2), s / sqrt(2) = 1/2; t(0.975) with one degree of freedom is tan(0.475 pi) = 12.7062
-    found = student_interval(np.array([1.0, 2.0]))
-    half = math.tan(0.475 * math.pi) / 2
-    assert found == pytest.approx((1.5, 1.5 - half, 1.5 + half, 2), rel=1e-9)
-    one = student_interval(np.array([0.3]))
-    assert one.value == 0.3
-    assert math.isnan(one.low)
-    assert math.isnan(one.high)
-
-
-def test_words():
-    assert word(student_interval(np.array([1.0, 1.01])), "random") == "beats random"
-    assert word(student_interval(np.array([-1.0, -1.01])), "outside") == "worse than outside"
-    assert word(student_interval(np.array([1.0, -1.0])), "random") == "not told apart"
-    assert word(student_interval(np.array([1.0])), "random") == "not told apart"
-    assert word(student_interval(np.array([math.nan])), "random") == "not measured"
-
-
-def test_pairs_go_seed_by_seed_and_what_draws_nothing_serves_all_seeds():
-    values = {(0.1, "inside", None): 1.0, (0.1, "outside", None): 3.0, (0.1, "random", 0): 0.4, (0.1, "random", 5): 0.8}
-    areas = Verdict(frame(values), (0, 5)).areas().set_index("against")
-    # differences 0.6 and 0.2: mean 0.4, s = sqrt(0.08), s / sqrt(2) = 0.2
-    half = 0.2 * math.tan(0.475 * math.pi)
-    assert areas.loc["random", ["area", "low", "high"]].tolist() == pytest.approx([0.4, 0.4 - half, 0.4 + half], rel=1e-9)
-    # no seed changes anything here: one value, and so no interval, rather than one without a width
-    assert areas.loc["outside", "area"] == -2.0
-    assert areas.loc["outside", ["low", "high"]].isna().all()
-    assert areas.loc["outside", ["seeds", "verdict"]].tolist() == [1, "not told apart"]
-    assert areas.loc["outside", "note"] == "nothing is drawn at random here, so no interval"
-
-
-def test_one_unspent_budget_takes_its_size_out_for_all_seeds():
-    values = {
-        (s, side, seed): 1.0 + (side == "inside") * s
-        for s in (0.1, 0.2)
-        for side in ("inside", "random", "outside")
-        for seed in (0, 1)
-    }
-    values[0.1, "random", 1] = None
-    areas = Verdict(frame(values), (0, 1)).areas().set_index("against")
-    assert areas.loc["random", "sizes"] == "0.2"
-    assert areas.loc["random", "area"] == pytest.approx(0.2)
-    assert areas.loc["random", "note"] == "size 0.1 left out, the budget was not spent in a random set"
-    assert areas.loc["outside", "sizes"] == "0.1, 0.2"
-    assert areas.loc["outside", "area"] == pytest.approx(0.15)
-
-
-def test_one_seed_has_a_number_and_no_interval():
-    found = Verdict(frame({(0.1, side, 4): v for side, v in (("inside", 2.0), ("random", 0.5), ("outside", 0.0))}), (4,)).areas()
-    assert found["area"].tolist() == [1.5, 2.0]
-    assert found[["low", "high"]].isna().all(axis=None)
-    assert (found["note"] == "one seed, so no interval").all()
-
-
 def test_a_verdict_in_a_notebook(unlearned):
     html = unlearned._repr_html_()
     assert html.count("<svg") == 2 + 3, "a panel a set, and three dots in the legend"
@@ -240,6 +145,10 @@ def test_a_verdict_in_a_notebook(unlearned):
     ax = unlearned.plot(name="chance")
     assert [line.get_label() for line in ax.lines[::2]] == ["inside", "random", "outside"]
     assert "beats random" in repr(unlearned)
+    for said in (html, repr(unlearned)):
+        assert "unlearning (npo), until the mean NLL on retain rows had risen by 0.05 nats per token" in said
+    with pytest.raises(UnknownNameError, match="unknown located set 'chnace'. Did you mean 'chance'"):
+        unlearned.plot(name="chnace")
 
 
 def test_the_retain_rows_are_cut_in_three():
@@ -299,22 +208,39 @@ def test_sets_that_cannot_be_judged(model):
     on = bench(model, rows()[0], split_retain(*rows(), **ROWS), Settings((0.1,), (0,)))
     with pytest.raises(UnknownNameError, match="unknown side 'insides'"):
         measure(on, one, Question("sky", 0.1, "insides", 0))
-    other = word_scores(learned_elsewhere())
+    other = word_scores(tiny(torch.float32, d_model=16, seed=9))
     with pytest.raises(MismatchError, match="made for model"):
         judge(model, [Ranked("sky", other)], *rows(), **ROWS)
 
 
-def learned_elsewhere():
-    from tests.tiny import tiny
-
-    return tiny(torch.float32, d_model=16, seed=9)
-
-
 def test_questions_are_asked_set_by_set():
-    asked = questions(["a"], Settings((0.2, 0.1), (3, 4), intervention="ablate"))
+    settings = Settings((0.2, 0.1), (3, 4), intervention="ablate")
+    asked = questions(sizes_of({"a": Ranked("a", word_scores(tiny(torch.float32, d_model=16)))}, settings), settings)
     assert [(q.size, q.side, q.seed) for q in asked] == [
         (size, side, seed)
         for size in (0.1, 0.2)
         for side, seed in (("inside", None), ("random", 3), ("random", 4), ("outside", None))
     ]
-    assert len(questions(["a", "b"], Settings((0.2,), (3, 4)))) == 2 * 3 * 2
+    assert len(questions({"a": [0.2], "b": [0.2]}, Settings((0.2,), (3, 4)))) == 2 * 3 * 2
+
+
+def test_steps_stand_beside_the_advantage(unlearned):
+    found = unlearned.areas().set_index(["set", "against"]).loc[("sky", "random")]
+    for column, side in (("steps", "inside"), ("steps_against", "random")):
+        here = unlearned.points[(unlearned.points["set"] == "sky") & (unlearned.points["side"] == side)]
+        assert found[column] == pytest.approx(here["steps"].mean(), rel=1e-12)
+
+
+def test_a_verdict_says_what_it_was_measured_on(unlearned, model):
+    forget, retain = rows()
+    parts = split_retain(forget, retain, **ROWS)
+    about = unlearned.provenance
+    assert about.model == model.fingerprint()
+    assert about.data == {
+        "forget": forget.fingerprint(),
+        "train": parts.train.fingerprint(),
+        "budget": parts.budget.fingerprint(),
+        "report": parts.report.fingerprint(),
+    }
+    assert (about.options["budget"], about.options["lr"]) == (0.05, 4e-3)
+    assert unlearned.settings.budget == 0.05

@@ -9,7 +9,7 @@ import workbench as wb
 from tests.reference import objectives as truth
 from tests.tiny import tiny, tiny_sets
 from workbench.core.delta import applied
-from workbench.core.errors import DataError, UnknownNameError
+from workbench.core.errors import DataError, InputError, UnknownNameError
 from workbench.core.numerics import answer_logits
 from workbench.core.registry import objective
 from workbench.load.batches import collate, encode_all
@@ -124,6 +124,22 @@ def test_the_budget_holds():
         assert set_nll(model, rows) <= start + 0.2 + 1e-5
     assert "retain_nll reached" in found.audit.stopped
     assert found.moved > 0
+
+
+def test_a_budget_that_cannot_be_kept():
+    model, (forget, retain) = tiny(), tiny_sets()
+    for given, match in (
+        ({"budget_every": 1}, "budget_every is given without retain_budget"),
+        ({"budget_rows": retain}, "budget_rows is given without retain_budget"),
+        ({"retain_budget": -0.1}, "retain_budget is -0.1"),
+        ({"retain_budget": float("nan")}, "retain_budget is nan"),
+        ({"retain_budget": 0.1, "budget_every": 0}, "budget_every is 0"),
+    ):
+        with pytest.raises(InputError, match=match):
+            run(model, forget, retain, **given)
+    for name, rows in (("forget", forget), ("retain", retain)):
+        with pytest.raises(DataError, match=rf"budget_rows \(.*\) and {name} \(.*\) share 1 rows, such as"):
+            run(model, forget, retain, retain_budget=0.1, budget_rows=rows[:1])
 
 
 def test_options_reach_the_objective():

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.core.components import GRIDS, Place
-from workbench.core.errors import ModelError, UnknownNameError
+from workbench.core.errors import ModelError, ShapeError, UnknownNameError
 from workbench.core.numerics import wide
 from workbench.load.batches import Batch, by_length, collate
 from workbench.load.contrasts import EncodedContrasts
@@ -86,10 +86,19 @@ def batches(model: Model, coded: EncodedContrasts, direction: str, batch_tokens:
 
 
 def measure(model: Model, run: Batch, pairs: Pairs, metric: Metric) -> Float[Tensor, "batch"]:
-    """M of each pair, at the last token of one run."""
+    """M of each pair, at the last token of one run.
+
+    Raises: ShapeError unless the metric gives one value a pair.
+    """
     last = run.attention.long().cumsum(-1).argmax(-1)  # the first position where all of the row's tokens are counted
     rows = torch.arange(len(last), device=last.device)
-    return metric(wide(logits(model, run)[rows, last]), pairs.correct, pairs.incorrect)
+    found = metric(wide(logits(model, run)[rows, last]), pairs.correct, pairs.incorrect)
+    if tuple(found.shape) != (len(last),):
+        raise ShapeError(
+            f"patching: the metric gave a tensor of shape {tuple(found.shape)} for {len(last)} pairs, expected one value a pair, "
+            f"({len(last)},). Does it average over the batch?"
+        )
+    return found
 
 
 @contextmanager

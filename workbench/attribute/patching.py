@@ -83,7 +83,7 @@ def attribution_patching(
         effects of opposite sign cancel; AtP* recomputes the softmax and drops gradients by layer, this does neither. EAP
         scores edges and EAP-IG averages gradients along a path: other numbers. The Spearman says how far to trust these.
     """
-    if isinstance(verify, bool) or verify < 0:
+    if type(verify) is not int or verify < 0:
         raise InputError(f"attribution_patching: verify is {verify}, expected a number of components, 0 or more.")
     coded = _prepare(model, contrasts, kind, direction)
     layers = layers_with(model, kind)
@@ -180,7 +180,11 @@ def _assemble(
 
 def _checked(model: Model, components: Sequence[tuple[int, int]], kind: str, coded: EncodedContrasts) -> list[Place]:
     """The places, if all of them exist and none stands twice."""
-    places = [Place(int(layer), int(index)) for layer, index in components]
+    places = []
+    for one in components:
+        if not isinstance(one, tuple | list) or len(one) != 2 or not all(isinstance(n, int | np.integer) for n in one):
+            raise InputError(f"activation_patching: components has {one!r}, expected (layer, index), two whole numbers.")
+        places.append(Place(int(one[0]), int(one[1])))
     layers = layers_with(model, kind)
     count = {"head": lambda: model.sites.n_heads, "neuron": lambda: model.d_mlp, "resid": lambda: 0}[kind]()
     first = -max(row.start for row in coded.clean) if kind == "resid" else 0
@@ -233,6 +237,8 @@ def _spread(values: Float[np.ndarray, "component"], wanted: int, seed: int) -> l
 def _agree(estimates: Float[np.ndarray, "n"], true: Float[np.ndarray, "n"], places: Sequence[Place]) -> Agreement:
     """Spearman's rank correlation; NaN with the reason where it is not defined."""
     effects = tuple(float(x) for x in true)
+    if len(places) == 1:
+        return Agreement(float("nan"), 1, tuple(places), effects, "one component")
     for what, values in (("estimates", estimates), ("true effects", true)):
         if np.ptp(values) == 0:
             return Agreement(float("nan"), len(places), tuple(places), effects, f"all {what} are equal")

@@ -43,7 +43,8 @@ class Agreement:
     """How well an estimate ranks components, against patching each of a sample for real.
 
     spearman: rank correlation of the estimates with `effects`; NaN where one of them is constant, and `note` says so.
-    n: sampled components.   places: which.   effects: their true effects, means over pairs in the record's unit.
+    n: sampled components, one drawn from each of n equal stretches of the ranking.   places: which.
+    effects: their true effects, means over pairs in the record's unit.
     """
 
     spearman: float
@@ -54,12 +55,13 @@ class Agreement:
 
     def __str__(self) -> str:
         shown = f"{self.spearman:.3f}" if self.spearman == self.spearman else f"undefined ({self.note})"
-        return f"Spearman with true patching {shown} on {self.n} components"
+        sample = "1 component" if self.n == 1 else f"{self.n} components, spread evenly over the ranking"
+        return f"Spearman with true patching {shown} on {sample}"
 
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """One value for every component, a mean over pairs (or needles) with its 95 % bootstrap interval.
+    """One value for every component, a mean over pairs (or needles) with its 95 % bootstrap interval (NaN for one pair).
 
     kind: "head", "neuron", "resid" (residual sites), or "writer": all that is added to the residual stream.
     site, layer, index: where each component is; site by canonical name without the layer.   value, low, high: float64.
@@ -139,8 +141,8 @@ class Components:
 
     def top(self, k: int) -> "Components":
         """The k components of largest absolute value, largest first; equal ones in the record's order."""
-        if not 1 <= k <= len(self):
-            raise InputError(f"Components.top: k is {k}, expected 1 to {len(self)}, the number of components.")
+        if type(k) is not int or not 1 <= k <= len(self):
+            raise InputError(f"Components.top: k is {k!r}, expected 1 to {len(self)}, the number of components.")
         return self._take(np.argsort(-np.abs(self.value), kind="stable")[:k])
 
     def frame(self) -> "pd.DataFrame":
@@ -263,5 +265,8 @@ def _estimates(effects: Float[np.ndarray, "pair component"], seed: int) -> tuple
         for part in np.array_split(columns, -(-len(columns) * RESAMPLES // _CHUNK)):
             sample = effects[np.ix_(used, part)]
             value[part] = sample.mean(axis=0)
+            if len(used) == 1:  # resamples of one pair are that pair: no interval, rather than one without a width
+                low[part] = high[part] = np.nan
+                continue
             low[part], high[part] = np.quantile(share @ sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return value, low, high, have.sum(axis=0)

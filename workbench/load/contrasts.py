@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from workbench.core.errors import DataError, InputError
 from workbench.core.records import Rows
@@ -20,9 +20,6 @@ from workbench.core.store import existing
 from workbench.load.batches import Encoded, render
 from workbench.load.datasets import json_rows, text_of
 from workbench.load.models import Model
-
-if TYPE_CHECKING:
-    pass
 
 _IOI = {"clean", "corrupted", "corrupted_hard"}
 _GREATER_THAN = {"clean", "corrupted", "label"}

@@ -1,6 +1,7 @@
 """Curves of a verdict: what each located set forgot, over its size, inside it, in a matched random set, and outside it."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -18,6 +19,9 @@ MEANINGS = {"inside": "inside the set", "random": "matched random set", "outside
 APART = 3.5
 """Pixels between the points of two sides at one size."""
 
+FEW_STEPS = 5
+"""A run that ends before so many steps rests on a few batches."""
+
 Row = dict[str, Any]
 """A row of a frame, by column."""
 
@@ -30,8 +34,8 @@ def records(frame: "pd.DataFrame") -> list[Row]:
 def panels(points: "pd.DataFrame") -> dict[str, Markup]:
     """An SVG a located set: forget change (nats per token) over the size of the set, all on one pair of axes.
 
-    A line joins the means over seeds of the points that spent the budget, and a bar spans the seeds' smallest and largest. A
-    hollow point did not spend the budget: it is not compared with the others.
+    A line joins the means over seeds at the sizes where all of them spent the budget, and a bar spans the seeds' smallest and
+    largest. A hollow point did not spend the budget; the other seeds of its side and size stand for themselves, in no mean.
 
     Args: points: columns set, size, side, seed, reached, forget_change, budget_used; a row an intervention.
     """
@@ -59,16 +63,32 @@ def _dot_of(side: str) -> Markup:
     return tag("svg", dot, viewBox="-6 -6 12 12", width=11, height=11, style="vertical-align:-1px", aria_hidden="true")
 
 
-def drawn(points: "pd.DataFrame", areas: "pd.DataFrame") -> Markup:
-    """A verdict in a notebook: legend, panels and the table of areas, with styles inline."""
+def spent_sizes(rows: Iterable[Row]) -> list[float]:
+    """Sizes at which every one of these points spent the budget, ascending."""
+    rows = list(rows)
+    missed = {float(row["size"]) for row in rows if not row["reached"]}
+    return sorted({float(row["size"]) for row in rows} - missed)
+
+
+def budget_line(chosen: Mapping[str, Any]) -> str:
+    """What was done, and at which budget, in a few words."""
+    how = f"unlearning ({chosen['objective']})" if chosen["intervention"] == "unlearn" else "taking weights away"
+    return f"{how}, until the mean NLL on retain rows had risen by {chosen['budget']:g} nats per token"
+
+
+def drawn(points: "pd.DataFrame", areas: "pd.DataFrame", chosen: Mapping[str, Any]) -> Markup:
+    """A verdict in a notebook: legend, panels and the table of areas, with styles inline.
+
+    Args: chosen: the settings, with intervention, objective and budget.
+    """
     each = [
         tag("figure", tag("figcaption", shorten(name, 40)), svg, style="margin:0;flex:1 1 240px;max-width:340px")
         for name, svg in panels(points).items()
     ]
-    axis = tag("p", "Forget NLL rise (nats per token) over the size of the set, at one budget.", style="margin:4px 0")
+    axis = tag("p", f"Forget NLL rise (nats per token) over the size of the set: {budget_line(chosen)}.", style="margin:4px 0")
     row = tag("div", *each, style="display:flex;flex-wrap:wrap;gap:16px")
-    rows = [[r["set"], r["against"], *cell(r), r["verdict"], r["sizes"], r["note"]] for r in records(areas)]
-    heads = ["set", "against", "advantage (nats/token)", "95 % interval", "verdict", "sizes", "note"]
+    rows = [[r["set"], r["against"], *cell(r), r["verdict"], r["sizes"], _effort(r), r["note"]] for r in records(areas)]
+    heads = ["set", "against", "advantage (nats/token)", "95 % interval", "verdict", "sizes", "steps: inside, other", "note"]
     return tag("div", tag("p", legend(), style="margin:4px 0"), axis, row, table(heads, rows))
 
 
@@ -77,7 +97,15 @@ def cell(area: Row) -> tuple[str, str]:
     value, low, high = (float(area[key]) for key in ("area", "low", "high"))
     if value != value:
         return "–", ""
-    return number(value), f"[{number(low)}, {number(high)}]" if low == low else "no interval"
+    bound = area.get("bound") or ""
+    text = f"{bound} {number(value)}" if bound in ("at least", "at most") else number(value)
+    return text, f"[{number(low)}, {number(high)}]" if low == low else "no interval"
+
+
+def _effort(area: Row) -> str:
+    """Mean steps of both sides; nothing for an ablation, which has no steps."""
+    steps = [float(area[key]) for key in ("steps", "steps_against")]
+    return ", ".join("–" if value != value else f"{value:.3g}" for value in steps) if any(v == v for v in steps) else ""
 
 
 def _panel(name: str, rows: list[Row], sizes: list[float], x: Scale, y: Scale) -> Markup:
@@ -118,21 +146,27 @@ def _spaced(sizes: list[float], x: Scale) -> list[float]:
 
 
 def _side(rows: list[Row], side: str, shift: float, x: Scale, y: Scale) -> list[Markup]:
-    """The line through the means, a bar a size over the seeds, a dot a mean, and a hollow dot where no budget was spent."""
+    """The line through the means, a bar a size over the seeds, a dot a mean; single dots where a seed did not spend the budget."""
     color, parts, line = COLORS[side], [], []
     mine = [row for row in rows if row["side"] == side and math.isfinite(row["forget_change"])]
+    even = spent_sizes(mine)
     for size in sorted({float(row["size"]) for row in mine}):
         at = x(math.log10(size)) + shift
-        spent = [float(row["forget_change"]) for row in mine if row["size"] == size and row["reached"]]
-        if spent:
+        here = [row for row in mine if row["size"] == size]
+        if size in even:
+            spent = [float(row["forget_change"]) for row in here]
             mean = sum(spent) / len(spent)
             line.append(f"{at:.2f} {y(mean):.2f}")
             says = tag("title", f"{side}, {size:g}: {number(mean)} (n = {len(spent)})")
             parts.append(tag("path", d=f"M{at:.2f} {y(min(spent)):.2f}V{y(max(spent)):.2f}", stroke=color, stroke_width=1.5))
             parts.append(tag("circle", says, cx=at, cy=y(mean), r=3.2, fill=color))
-        for row in mine:
-            if row["size"] == size and not row["reached"]:
-                says = tag("title", f"{side}, {size:g}: only {number(row['budget_used'])} of the budget spent")
-                parts.append(tag("circle", says, cx=at, cy=y(row["forget_change"]), r=3.0, fill="none", stroke=color))
+        for row in here if size not in even else ():
+            used = f"{number(row['budget_used'])} of the budget spent"
+            says = (
+                f"{number(row['forget_change'])}, in no mean: another seed did not spend it" if row["reached"] else f"only {used}"
+            )
+            look = {"r": 2.0, "fill": color} if row["reached"] else {"r": 3.0, "fill": "none", "stroke": color}
+            title = tag("title", f"{side}, {size:g}: {says}")
+            parts.append(tag("circle", title, cx=at, cy=y(row["forget_change"]), **look))
     path = tag("path", d="M" + "L".join(line), stroke=color, stroke_width=1.6, fill="none") if len(line) > 1 else Markup()
     return [path, *parts]

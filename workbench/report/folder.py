@@ -100,6 +100,8 @@ def read_run(run: str | Path) -> Run:
     Raises: InputError naming the file if one is missing or broken, or if two files disagree.
     """
     path = existing(run)
+    if (path / "verdict.parquet").exists():
+        raise InputError(f"{path}: a run of `workbench judge`, which has sets instead of arms; see `workbench report {path}`.")
     text = _part(path, "config.yaml").read_text(encoding="utf-8")
     try:
         config = yaml.safe_load(text)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from workbench.core.errors import InputError
 from workbench.core.store import existing, new_file, read_json
 from workbench.core.svg import clean, number
-from workbench.report.curves import Row, cell, legend, panels, records
+from workbench.report.curves import FEW_STEPS, Row, budget_line, cell, legend, panels, records
 from workbench.report.engine import engine
 from workbench.report.words import listed
 
@@ -44,8 +44,15 @@ class Judged:
 
 
 def is_verdict(run: str | Path) -> bool:
-    """Whether a run folder holds a verdict on localizations."""
-    return (Path(run) / "verdict.parquet").exists()
+    """Whether a run folder is one of a study of localizations, finished or not: its config.yaml has a mapping `judge`."""
+    path = Path(run) / "config.yaml"
+    if (Path(run) / "verdict.parquet").exists() or not path.is_file():
+        return (Path(run) / "verdict.parquet").exists()
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get("judge"), dict)
 
 
 def read_judged(run: str | Path) -> Judged:
@@ -56,6 +63,11 @@ def read_judged(run: str | Path) -> Judged:
     import pandas as pd
 
     path = existing(run)
+    if not (path / "verdict.parquet").exists():
+        raise InputError(
+            f"{path}: there is no verdict yet (no verdict.parquet): the run did not finish. Run it again with `workbench run "
+            f"{path / 'config.yaml'} --out {path.parent}`; finished points are kept."
+        )
     for name in FILES:
         if not (path / name).exists():
             raise InputError(f"{path}: has no {name}. Is it a folder written by `workbench judge`, and did that run finish?")
@@ -101,19 +113,13 @@ def render(run: Judged) -> str:
 def paragraph(run: Judged) -> str:
     """What was done and what came out, in sentences."""
     rows = run.rows("random")
-    how = {
-        "unlearn": f"unlearning ({run.chosen['objective']})",
-        "ablate": "taking weights away",
-    }[run.chosen["intervention"]]
     many = f"{len(rows)} located sets of weights were" if len(rows) != 1 else "One located set of weights was"
-    sentences = [
-        f"{many} judged by {how}: inside the set, in a matched random set, and outside it, each time until the mean NLL on retain "
-        f"rows had risen by {run.chosen['budget']:g} nats per token."
-    ]
+    sentences = [f"{many} judged inside the set, in a matched random set, and outside it, each time by {budget_line(run.chosen)}."]
     for word, said in (
         ("beats random", "forgot more than the random set"),
         ("worse than random", "forgot less than the random set"),
         ("not told apart", "could not be told apart from the random set"),
+        ("no interval", "have a difference from the random set but no interval, and so no verdict"),
         ("not measured", "could not be compared with the random set"),
     ):
         which = [row for row in rows if row["verdict"] == word]
@@ -144,7 +150,7 @@ def cautions(run: Judged) -> list[str]:
         "of the size: above zero, changing the located weights forgets more than changing as many others at the same cost.",
     ]
     if n == 1:
-        said.append("One seed: no interval can be given, and no verdict. Run at least three.")
+        said.append("One seed: no interval can be given, and so no verdict word. Run at least three.")
     else:
         said.append(
             f"Brackets on advantages are 95 % Student-t intervals over {n} seeds ({drawn})"
@@ -157,13 +163,50 @@ def cautions(run: Judged) -> list[str]:
     missed = [row for row in points if not row["reached"]]
     if missed:
         said.append(
-            f"The budget was not spent by {listed(_which(missed))}. Those sizes are left out of the comparisons that need them."
+            f"The budget was not spent by {listed(_which(missed))}. Such a size is left out, unless this side forgot more than the "
+            "other all the same: then the advantage is at least, or at most, what was found."
+        )
+    said += _near(points)
+    if run.chosen["intervention"] == "unlearn":
+        said += _short(points)
+    else:
+        said.append(
+            "The share of the weights taken away is a crossing of the budget found by bisection; where the cost does not rise "
+            "evenly with the share, there may be others."
         )
     spent = [float(row["retain_change"]) for row in points if row["reached"]]
     if spent:
         said.append(
             f"On the reported retain rows the NLL rose by {number(min(spent))} to {number(max(spent))} nats per token: the budget "
             "is equal on the rows it is measured on, and only about equal elsewhere."
+        )
+    return said
+
+
+def _near(points: list[Row]) -> list[str]:
+    """The points that crossed the budget and went back further than they should, because the search could not come closer."""
+    far = [row for row in points if row["reached"] and row["note"]]
+    return [f"The budget was crossed, but not met, by {listed(_which(far))}: compare their budget_used."] if far else []
+
+
+def _short(points: list[Row]) -> list[str]:
+    """Mean steps of inside and random by set, and the sides that ended before so many that a step is a small part of the way."""
+    steps: dict[tuple[str, str], list[float]] = {}
+    for row in points:
+        if not _absent(row["steps"]):
+            steps.setdefault((str(row["set"]), str(row["side"])), []).append(float(row["steps"]))
+    means = {key: sum(found) / len(found) for key, found in steps.items()}
+    shown = [
+        f"{name} {means[name, 'inside']:.3g} and {means[name, 'random']:.3g}"
+        for name in dict.fromkeys(name for name, _ in means)
+        if (name, "inside") in means and (name, "random") in means
+    ]
+    said = [f"Mean steps inside and in the random set: {listed(shown)}. The last step is taken in part."] if shown else []
+    few = sorted({f"{row['set']} at {row['size']:g} {row['side']}" for row in points if row["steps"] < FEW_STEPS})
+    if few:
+        said.append(
+            f"Fewer than {FEW_STEPS} steps were enough for {listed(few)}: what such a run forgets rests on a few batches and "
+            "on the optimizer's first steps. A lower rate makes more of them."
         )
     return said
 

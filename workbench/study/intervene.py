@@ -4,12 +4,13 @@ All interventions of a comparison spend the same budget: the rise of the mean NL
 neither trained on nor reported. So a set of weights is not called better because it was changed more.
 
     unlearn   an unlearning objective moves the weights of the set, step by step; the last step is taken in part
-    ablate    w -> (1 - a) w for every weight of the set; a is found by bisection
+    ablate    w -> (1 - a) w for every weight of the set; a is a crossing of the budget found by bisection (the cost need not
+              rise evenly with a, so another crossing may exist)
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -42,7 +43,11 @@ class Located(Protocol):
     @property
     def name(self) -> str: ...
     def inside(self, size: float) -> Mask:
-        """The share `size` of the weights it speaks of, those that matter most; the others it speaks of lie outside."""
+        """What matters most of what it ranks, a share `size` of it: of single weights, or of whole units.
+
+        Outside lies every weight not chosen of the parameters the mask lists. Masks of units (`attribute.LocatedUnits`) list all
+        parameters of the model, so embeddings, norms and biases, which belong to no unit, lie outside too.
+        """
         ...
 
     def random(self, size: float, *, seed: int) -> Mask:
@@ -76,15 +81,15 @@ class Settings:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        for name, values in (("sizes", self.sizes), ("seeds", self.seeds)):
-            if not values or len(set(values)) < len(values):
-                raise InputError(f"judge: {name} is {list(values)}, expected at least one, and none twice.")
         for size in self.sizes:
             if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size <= 1:
                 raise InputError(f"judge: sizes has {size!r}, expected shares of the weights, above 0 and at most 1.")
         for seed in self.seeds:
             if type(seed) is not int:
                 raise InputError(f"judge: seeds has {seed!r}, expected whole numbers.")
+        for name, values in (("sizes", self.sizes), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"judge: {name} is {list(values)}, expected at least one, and none twice.")
         if self.intervention not in INTERVENTIONS:
             raise unknown("intervention", self.intervention, INTERVENTIONS)
         objectives[self.objective].check_options(dict(self.options))
@@ -110,7 +115,8 @@ class Point:
     each a mean over rows with its 95 % bootstrap interval; None where nothing could be measured, and `note` says why.
 
     weights: how many the set has.   budget_used: rise of the mean NLL on the budget rows, in nats per token.
-    reached: whether the budget was spent; if not, the point stands at another budget than the others.
+    reached: whether the limit was crossed and the search went back to it, however near the rounding of the weights let it
+        come (see budget_used); if not, the point stands at another budget than the others.
     steps: optimization steps, the last one in part; None for an ablation.   removed: a of (1 - a) w; None for unlearning.
     """
 
@@ -147,7 +153,10 @@ class Point:
 
 
 class _Change(NamedTuple):
+    """crossed: whether the budget was exceeded on the way, so that both of its sides are known."""
+
     delta: Delta
+    crossed: bool
     steps: float | None = None
     removed: float | None = None
     lr: float | None = None
@@ -175,6 +184,22 @@ def bench(model: Model, forget: Examples, parts: Parts, settings: Settings) -> B
     return Bench(model, forget, parts, settings, before, set_nll(model, encode_all(model, parts.budget)))
 
 
+def check(on: Bench, sets: Mapping[str, Located], sizes: Mapping[str, Sequence[float]]) -> None:
+    """Refuse what would stop a comparison half way: every set is made at each of its sizes, and the objective used once.
+
+    Raises: InputError if a set chooses no weight at a size, or for an option of the objective; MismatchError for another model.
+    """
+    mask: Mask | None = None
+    for name, located in sets.items():
+        for size in sizes[name]:
+            mask = _mask(located, Question(name, size, "inside", None))
+            _check_mask(on, located, size, mask)
+    if on.settings.intervention == "unlearn":
+        forget, retain = (rows.take([0]) for rows in (on.forget, on.parts.train))
+        given = {"objective": on.settings.objective, "options": on.settings.options}
+        unlearn(on.model, forget, retain, mask=mask, epochs=1, batch_size=1, lr=on.settings.lr, **given)
+
+
 def row_nll(model: Model, rows: Examples) -> Float[np.ndarray, "row"]:
     """Mean NLL per answer token of each row, in nats, float64."""
     return np.array([-float(row.double().mean()) for row in answer_logprob_rows(model, encode_all(model, rows))])
@@ -188,20 +213,18 @@ def measure(on: Bench, located: Located, question: Question) -> Point:
     """
     begin = time.perf_counter()
     mask = _mask(located, question)
-    mask.check(on.model.fingerprint(), on.model.shapes())
     plain: dict[str, Any] = asdict(question) | {"weights": mask.count}
     if mask.count == 0 and question.side == "outside":
         return Point(**plain, reached=False, note="the set is all there is: nothing lies outside it")
-    if mask.count == 0:
-        raise InputError(f"judge: {located.name} at size {question.size:g} chooses no weight at all; take a larger size.")
+    _check_mask(on, located, question.size, mask)
     change = _unlearn(on, mask, question.seed or 0) if on.settings.intervention == "unlearn" else _ablate(on, mask)
     with applied(on.model, change.delta):
         after = {"forget": row_nll(on.model, on.forget), "retain": row_nll(on.model, on.parts.report)}
         used = set_nll(on.model, encode_all(on.model, on.parts.budget)) - on.start
-    reached = used >= (1 - SLACK) * on.settings.budget
+    near = used >= (1 - SLACK) * on.settings.budget
     return Point(
         **plain,
-        reached=reached,
+        reached=near or change.crossed,
         budget_used=used,
         steps=change.steps,
         removed=change.removed,
@@ -210,7 +233,7 @@ def measure(on: Bench, located: Located, question: Question) -> Point:
         n_forget=len(on.forget),
         n_retain=len(on.parts.report),
         seconds=time.perf_counter() - begin,
-        note="" if reached else _why(on.settings, used),
+        note="" if near else _why(on, change, used),
     )
 
 
@@ -221,6 +244,12 @@ def _mask(located: Located, question: Question) -> Mask:
         return located.random(question.size, seed=question.seed or 0)
     inside = located.inside(question.size)
     return inside if question.side == "inside" else ~inside
+
+
+def _check_mask(on: Bench, located: Located, size: float, mask: Mask) -> None:
+    mask.check(on.model.fingerprint(), on.model.shapes())
+    if mask.count == 0:
+        raise InputError(f"judge: {located.name} at size {size:g} chooses no weight at all; take a larger size.")
 
 
 def _unlearn(on: Bench, mask: Mask, seed: int) -> _Change:
@@ -247,11 +276,15 @@ def _unlearn(on: Bench, mask: Mask, seed: int) -> _Change:
         budget_every=1,
         seed=seed,
     )
-    return _Change(found.delta, steps=found.audit.steps - 1 + found.audit.part, lr=chosen.lr / math.sqrt(share))
+    steps = found.audit.steps - 1 + found.audit.part
+    return _Change(found.delta, bool(found.audit.stopped), steps=steps, lr=chosen.lr / math.sqrt(share))
 
 
 def _ablate(on: Bench, mask: Mask) -> _Change:
-    """Take the largest share of the weights in the mask away that the budget allows; all of them if it allows that."""
+    """Take as much of the weights in the mask away as costs the budget; all of them if that costs no more.
+
+    The share is a crossing of the budget found by bisection: where the cost crosses it more than once, one of the crossings.
+    """
     taken = {n: torch.where(mask[n], -p.detach().float().cpu(), 0.0) for n, p in on.model.hf.named_parameters() if n in mask}
     whole = Delta.of(taken, Provenance("ablate", on.model.fingerprint(), options={"mask": mask.provenance.as_dict()}))
     rows = encode_all(on.model, on.parts.budget)
@@ -262,9 +295,9 @@ def _ablate(on: Bench, mask: Mask) -> _Change:
 
     budget = on.settings.budget
     if rise(1.0) <= budget:
-        return _Change(whole, removed=1.0)
+        return _Change(whole, False, removed=1.0)
     part = largest_within(rise, budget, start=0.0, tolerance=PRECISION * budget).part
-    return _Change(whole.scaled(part), removed=part)
+    return _Change(whole.scaled(part), True, removed=part)
 
 
 def _changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -278,6 +311,10 @@ def _changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) 
     return found
 
 
-def _why(chosen: Settings, used: float) -> str:
-    done = f"{chosen.max_steps} steps" if chosen.intervention == "unlearn" else "taking the weights away altogether"
-    return f"{done} cost {used:.4f} of the budget of {chosen.budget:g} nats per token"
+def _why(on: Bench, change: _Change, used: float) -> str:
+    """Why less than the budget was spent: everything was done and cost less, or no state in between could be had."""
+    budget = f"of the budget of {on.settings.budget:g} nats per token"
+    if change.crossed:
+        return f"the search ended at {used:.3g} {budget}: it could not come closer in {str(on.model.dtype).removeprefix('torch.')}"
+    done = "taking the weights away altogether" if change.steps is None else f"{change.steps:g} steps"
+    return f"{done} cost {used:.4f} {budget}"

@@ -14,7 +14,7 @@ judge:
     runs/NAME/scores/*.safetensors   the weight scores, found on the forget rows and the retain rows that are trained on
     runs/NAME/points/KEY.json        one intervention; KEY is a hash of all that decides its result
     runs/NAME/verdict.parquet        all points         runs/NAME/areas.parquet   one row a set and comparison
-    runs/NAME/report.html
+    runs/NAME/report.html            these three are there once all points are; another config.yaml takes them away first
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,8 +39,8 @@ from workbench.load.datasets import examples
 from workbench.load.models import Model, check_source, load
 from workbench.report.verdict import page
 from workbench.study.file import check_head, known, mapping, read_file, relative, resolve, sources
-from workbench.study.intervene import Bench, Located, Parts, Point, Question, Settings, bench, measure
-from workbench.study.judge import Ranked, judge, questions, split_retain, verdict
+from workbench.study.intervene import Bench, Located, Parts, Point, Question, Settings, bench, check, measure
+from workbench.study.judge import Ranked, judge, questions, sizes_of, split_retain, verdict
 
 KEYS = ("name", "title", "model", "data", "judge", "device", "dtype")
 _JUDGE = Member("judge", judge)
@@ -104,6 +104,12 @@ def read(path: str | Path, overrides: Iterable[str] = (), *, only: Sequence[str]
     scope = body.pop("scope", "global")
     if scope not in SCOPES:
         raise unknown("scope", str(scope), SCOPES)
+    units = [one.name for one in scores if one.unit]
+    if units and scope != "global":
+        raise StudyError(
+            f"{path}: judge.scope is {scope!r}, but {', '.join(units)} chooses whole units, which all compete (scope global). Give "
+            "such sets a study of their own."
+        )
     model = resolve(str(raw["model"]), path.parent)
     check_source(model)
     rest = {key: str(raw[key]) for key in ("device", "dtype", "title") if key in raw}
@@ -159,13 +165,18 @@ def run(
     parts = split_retain(rows["forget"], rows["retain"], **plan.cut)
     model = load(plan.model, device=plan.device, dtype=plan.dtype)
     folder = Path(out) / plan.name
+    paths = score_paths(plan, model, rows["forget"], parts, folder)
+    scores = locate(plan, model, rows["forget"], parts, paths)
+    located = {one.name: _located(one, model, scores[one.name], plan.scope) for one in plan.scores}
+    on = bench(model, rows["forget"], parts, plan.settings)
+    check(on, located, sizes_of(located, plan.settings))
     folder.mkdir(parents=True, exist_ok=True)
     _write_config(plan, folder)
     write_json(folder / "env.json", environment())
-    scores = locate(plan, model, rows["forget"], parts, folder)
-    located = {one.name: _located(one, model, scores[one.name], plan.scope) for one in plan.scores}
-    asked = questions(list(located), plan.settings)
-    on = bench(model, rows["forget"], parts, plan.settings)
+    for name, path in paths.items():
+        if not path.exists():
+            scores[name].save(path)
+    asked = questions(sizes_of(located, plan.settings), plan.settings)
     points = []
     with progress_bar(show=show) as bar:
         task = bar.add_task("judge", total=len(asked))
@@ -173,7 +184,7 @@ def run(
             bar.update(task, description=f"{one.set} {one.size:g} {one.side}")
             points.append(_point(plan, on, located[one.set], one, folder / "points"))
             bar.advance(task)
-    found = verdict(points, plan.settings)
+    found = verdict(points, on)
     for name, frame in (("verdict", found.points), ("areas", found.areas())):
         _write_frame(frame, folder / f"{name}.parquet")
     page(folder)
@@ -187,25 +198,27 @@ def _located(one: ScorePlan, model: Model, scores: Scores, scope: str) -> Locate
     return Ranked(one.name, scores, scope)
 
 
-def locate(plan: Localization, model: Model, forget: Examples, parts: Parts, folder: Path) -> dict[str, Scores]:
-    """The scores of every set: those kept in the run's folder, and the others from one pass they share.
+def score_paths(plan: Localization, model: Model, forget: Examples, parts: Parts, folder: Path) -> dict[str, Path]:
+    """Where the scores of every set are kept, named by what decides them. Sets that differ in nothing else share a file."""
+    about = [__version__, model.fingerprint(), str(model.dtype), model.text_key(), forget.fingerprint(), parts.train.fingerprint()]
+    return {
+        one.name: folder / "scores" / f"{one.method}-{text_sha256([*about, one.key()])[:12]}.safetensors" for one in plan.scores
+    }
+
+
+def locate(plan: Localization, model: Model, forget: Examples, parts: Parts, paths: Mapping[str, Path]) -> dict[str, Scores]:
+    """The scores of every set: those that are kept already, and the others from one pass they share. Writes nothing.
 
     No row that the budget is measured on or that is reported enters them. A score with an option that `several` takes for all
     (such as `include`) has a pass of its own.
     """
-    about = [__version__, model.fingerprint(), str(model.dtype), model.text_key(), forget.fingerprint(), parts.train.fingerprint()]
-    paths = {
-        one.name: folder / "scores" / f"{one.method}-{text_sha256([*about, one.key()])[:12]}.safetensors" for one in plan.scores
-    }
     absent = [one for one in plan.scores if not paths[one.name].exists()]
     alone = [one for one in absent if set(one.options) & set(Member("several", several).options)]
     together = {one.name: {"method": one.method, **one.options} for one in absent if one not in alone}
     found = several(model, forget, parts.train, together) if together else {}
     for one in alone:
         found[one.name] = attribution[one.method].function(model, forget, parts.train, **one.options)
-    for name, scores in found.items():
-        scores.save(paths[name])
-    return {name: Scores.load(path) for name, path in paths.items()}
+    return {name: found[name] if name in found else Scores.load(path) for name, path in paths.items()}
 
 
 def _point(plan: Localization, on: Bench, located: Located, one: Question, folder: Path) -> Point:
@@ -229,7 +242,7 @@ def _about(plan: Localization, on: Bench, one: Question) -> list[Any]:
 
 
 def _write_config(plan: Localization, folder: Path) -> None:
-    """The study with every default filled in, its paths relative to the run's folder."""
+    """The study with every default filled in, its paths relative to the run's folder. The verdict of other settings goes first."""
     scores = {one.name: {"method": one.method, **({"unit": one.unit} if one.unit else {}), **one.options} for one in plan.scores}
     chosen = asdict(plan.settings) | {"sizes": list(plan.settings.sizes), "seeds": list(plan.settings.seeds)}
     cut = {key: _JUDGE.options[key] for key in ("budget_rows", "report_rows")} | plan.cut
@@ -242,8 +255,13 @@ def _write_config(plan: Localization, folder: Path) -> None:
         "dtype": plan.dtype,
         "judge": {"scores": scores, "scope": plan.scope, **chosen, **cut},
     }
-    with new_file(folder / "config.yaml") as aside:
-        aside.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text, path = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), folder / "config.yaml"
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    for name in ("verdict.parquet", "areas.parquet", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    with new_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def _write_frame(frame: pd.DataFrame, path: Path) -> None:

@@ -32,7 +32,7 @@ class Within(NamedTuple):
 
 
 def largest_within(measure: Callable[[float], float], limit: float, *, start: float, tolerance: float) -> Within:
-    """How far from 0 to 1 a value can go and stay within `limit`, by bisection.
+    """A part from 0 to 1 at which a value crosses `limit`, by bisection: the lower side of the bracket, within the limit.
 
     The bracket begins as [0, 1] and is halved until limit - tolerance <= measure(part) <= limit, at most HALVINGS times. Where
     the value crosses the limit more than once, one of the crossings is found.
@@ -41,7 +41,8 @@ def largest_within(measure: Callable[[float], float], limit: float, *, start: fl
         measure: the value at a part; above the limit at 1.
         start: the value at 0, at most the limit.
         tolerance: in the value's unit, >= 0.
-    Returns: the largest part found within the limit; (0, start) if there was none.
+    Returns: the largest part tried that is within the limit; (0, start) if there was none. Larger ones that were not tried may
+        be within it too.
     """
     found, high = Within(0.0, start), 1.0
     for _ in range(HALVINGS):

@@ -1,12 +1,13 @@
 """Run an unlearning objective on the one training loop: sets and an objective in, a Delta with its history and audit out."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
 from workbench.core.delta import Delta
-from workbench.core.errors import unknown
+from workbench.core.errors import DataError, InputError, unknown
 from workbench.core.mask import Mask
 from workbench.core.records import Examples, Provenance, check_disjoint
 from workbench.core.registry import objective as objectives
@@ -80,12 +81,13 @@ def run(
         mask: only these weights can move; the others keep their bits.
         retain_budget: stop before the mean NLL on `budget_rows` has risen by more than this, in nats per token; the last epoch
             within the budget is returned.
-        budget_rows: None for the first 64 retain rows.
+        budget_rows: rows that are neither in `forget` nor in `retain`; None for the first 64 retain rows.
         budget_every: steps between two looks at the budget; the stretch that goes beyond it is then taken in part, so that the
             run ends at the budget. None looks once an epoch and keeps whole epochs.
         epochs, batch_size, micro_batch, lr, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`. An epoch goes
             once through the forget rows; retain rows are drawn without replacement in an order fixed by the seed.
-    Raises: UnknownNameError for the objective or an option; DataError if the sets share rows; MismatchError for another
+    Raises: UnknownNameError for the objective or an option; DataError if the sets share rows; InputError for a budget that cannot
+        be, or options of a budget without one; MismatchError for another
         model's mask; NumericsError if a loss is not finite; MemoryPlanError if the KL cache would not fit.
     """
     member = objectives[objective]
@@ -95,6 +97,7 @@ def run(
         raise unknown("retain_term", term, RETAIN_TERMS)
     weight = member.about["forget_weight"] if forget_weight is None else forget_weight
     check_disjoint(forget, retain)
+    _check_budget(forget, retain, retain_budget, budget_rows, budget_every)
     forget_rows, retain_rows = encode_all(model, forget), encode_all(model, retain)
     probe = None if budget_rows is None else encode_all(model, budget_rows)
     pairs = Pairs(
@@ -140,6 +143,29 @@ def run(
         show=show,
     )
     return Unlearned(trained.delta, trained.history, trained.audit, trained.delta.by_layer(model))
+
+
+def _check_budget(forget: Examples, retain: Examples, budget: float | None, rows: Examples | None, every: int | None) -> None:
+    """InputError or DataError for a budget that cannot be kept, or rows that would measure it wrongly."""
+    if budget is None:
+        for name, value in (("budget_rows", rows), ("budget_every", every)):
+            if value is not None:
+                raise InputError(f"unlearn: {name} is given without retain_budget, so there is no budget to look at. Give both.")
+        return
+    if not (math.isfinite(budget) and budget >= 0):
+        raise InputError(f"unlearn: retain_budget is {budget}, expected a rise, 0 or more, of the mean NLL in nats per token.")
+    if every is not None and every < 1:
+        raise InputError(f"unlearn: budget_every is {every}, expected a number of steps, at least 1.")
+    if rows is None:
+        return
+    found = {(row.prompt, row.response): row.id for row in rows}
+    for name, others in (("forget", forget), ("retain", retain)):
+        shared = [found[row.prompt, row.response] for row in others if (row.prompt, row.response) in found]
+        if shared:
+            raise DataError(
+                f"unlearn: budget_rows ({rows.name}) and {name} ({others.name}) share {len(shared)} rows, such as {shared[0]!r}. "
+                "Rows that are trained on do not measure what is kept; take them out of one of the sets."
+            )
 
 
 def _budget(model: Model, rows: list[Encoded], budget: float | None, every: int | None) -> Check | None:
