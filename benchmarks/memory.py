@@ -72,7 +72,7 @@ def scores(name: str, tokens: int, rows: int, *, several: bool) -> list[Peak]:
     found = []
     for methods, sums, beside in jobs[: 3 if several else 2]:
         both = encode_all(model, forget) + (encode_all(model, retain) if sums > 1 else [])
-        plan = plan_pass(model, both, names, sums=sums, beside=beside, batch_tokens=tokens, job="benchmark")
+        plan = plan_pass(model, both, names, sums=sums, beside=beside, autograd=not beside, batch_tokens=tokens, job="benchmark")
 
         def job(methods: dict[str, dict[str, Any]] = methods) -> None:
             if len(methods) > 1:

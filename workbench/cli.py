@@ -108,6 +108,8 @@ def attribute(
         if mask is not None:
             mask.save(aside / "mask.safetensors")
     typer.echo(scores.by_module().nlargest(10, "mean").to_string(index=False))
+    if mask is not None:
+        typer.echo(mask.by_module().nlargest(10, "chosen").to_string(index=False))
     for key, value in scores.provenance.notes.items():
         typer.echo(f"{key}: {value}")
     typer.echo(f"{scores!r}{'' if mask is None else f', {mask!r}'}: {out}")

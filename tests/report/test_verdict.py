@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.report.conftest import IMAGE, SCRIPT
 from workbench.core.errors import InputError
 from workbench.report.curves import cell, drawn, panels
-from workbench.report.verdict import cautions, is_verdict, page, paragraph, print_table, read_judged
+from workbench.report.verdict import cautions, is_verdict, page, paragraph, print_table, read_judged, remarks
 
 NAN = float("nan")
 CHANGES = ("forget", "retain", "forget_probability", "retain_probability")
@@ -168,6 +168,14 @@ def test_a_point_without_a_value_is_not_drawn(judged):
     points = read_judged(judged).points
     points.loc[points["side"] == "outside", "forget_change"] = NAN
     assert panels(points)["wagle"].count("<circle") == 4
+
+
+def test_a_note_of_several_sets_is_said_once(judged):
+    areas = pd.read_parquet(judged / "areas.parquet")
+    areas.loc[areas["against"] == "random", "note"] = "few steps"
+    areas.to_parquet(judged / "areas.parquet", index=False)
+    assert remarks(read_judged(judged))[0] == f"wagle, {SCRIPT}, and {IMAGE} against random: few steps"
+    assert page(judged).read_text().count("few steps") == 1
 
 
 def test_in_a_notebook(judged):

@@ -115,7 +115,8 @@ def gather(
             wanted[set] = Wanted(encode_all(model, rows), quantities, its_loss)
     every = [row for one in wanted.values() for row in one.rows]
     sums = sum(len(one.quantities - {"inputs"}) for one in wanted.values())
-    plan = plan_pass(model, every, names, sums=sums, beside=beside, batch_tokens=batch_tokens, job="attribution")
+    plain = all(one.quantities == {"gradient"} for one in wanted.values())
+    plan = plan_pass(model, every, names, sums=sums, beside=beside, autograd=plain, batch_tokens=batch_tokens, job="attribution")
     announce(f"attribution: {plan}", show=show)
     found = moments(model, wanted, names, batch_tokens=batch_tokens, show=show, label="attribution")
     about = Provenance(

@@ -69,7 +69,7 @@ def integrated_gradients(
         raise MismatchError("integrated_gradients: the reference's parameters have other names or shapes than the model's.")
     names, loss, rows = choose_parameters(model, include, exclude), find_loss(forget_loss), encode_all(model, forget)
     # at the peak: path, Delta, its scaled copy, the overwritten weights, gradient and total
-    plan = plan_pass(model, rows, names, sums=6, batch_tokens=batch_tokens, job="integrated gradients")
+    plan = plan_pass(model, rows, names, sums=6, autograd=True, batch_tokens=batch_tokens, job="integrated gradients")
     announce(f"integrated gradients: {plan}", show=show)
     path = {name: _target(reference, name, weight) - wide(weight) for name, weight in _weights(model, names).items()}
     about = Provenance(

@@ -59,7 +59,9 @@ def dampen(
         wanted = {"forget": Wanted(encode_all(model, forget), squares), "retain": Wanted(encode_all(model, retain), squares)}
         names = [name for name, p in model.hf.named_parameters() if p.is_floating_point()]
         every = [row for one in wanted.values() for row in one.rows]
-        plan = plan_pass(model, every, names, sums=3, batch_tokens=batch_tokens, job="dampen")  # two sets' squares, and the change
+        plan = plan_pass(
+            model, every, names, sums=3, autograd=False, batch_tokens=batch_tokens, job="dampen"
+        )  # two sets' squares, and the change
         announce(f"dampen: {plan}", show=show)
         found = moments(model, wanted, names, batch_tokens=batch_tokens, show=show, label="Fisher")
         important, kept = found["forget", "square"], found["retain", "square"]

@@ -104,6 +104,7 @@ def render(run: Judged) -> str:
         legend=legend(),
         rows=[(row, cell(row), outside[row["set"]], cell(outside[row["set"]])) for row in run.rows("random")],
         options={name: _options(name, body) for name, body in run.chosen["scores"].items()},
+        remarks=remarks(run),
         settings={key: value for key, value in run.chosen.items() if key != "scores"},
         points=[_shown(row) for row in records(run.points)],
         cautions=cautions(run),
@@ -226,6 +227,15 @@ def _absent(value: Any) -> bool:
     return bool(pd.isna(value))
 
 
+def remarks(run: Judged) -> list[str]:
+    """What the areas' notes say, each once, with the sets it is about."""
+    rows = [row for row in records(run.areas) if row["note"]]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        groups.setdefault((row["against"], row["note"]), []).append(str(row["set"]))
+    return [f"{listed(sets)} against {against}: {note}" for (against, note), sets in groups.items()]
+
+
 def _shown(row: Row) -> dict[str, str]:
     """A point as text."""
     effort = row["removed"] if _absent(row["steps"]) else row["steps"]
@@ -266,6 +276,5 @@ def print_table(run: str | Path, *, console: "Console | None" = None) -> None:
         table.add_row(*(Text(clean(str(text))) for text in texts))
     console = console or Console()
     console.print(table)
-    for row in records(read.areas):
-        if row["note"]:
-            console.print(Text(clean(f"{row['set']} against {row['against']}: {row['note']}")))
+    for remark in remarks(read):
+        console.print(Text(clean(remark)))

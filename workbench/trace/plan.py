@@ -35,21 +35,32 @@ class MemoryPlan(NamedTuple):
 
 
 def plan_pass(
-    model: Model, rows: Sequence[Encoded], names: Collection[str], *, sums: int, beside: int = 0, batch_tokens: int, job: str
+    model: Model,
+    rows: Sequence[Encoded],
+    names: Collection[str],
+    *,
+    sums: int,
+    beside: int = 0,
+    autograd: bool,
+    batch_tokens: int,
+    job: str,
 ) -> MemoryPlan:
     """Plan a pass that keeps `sums` float32 numbers for each weight in `names`, and `beside` more after it.
+
+    Args:
+        sums, beside: during the pass, and after it.
+        autograd: whether autograd sums the gradients, in the weights' own dtype, before they are added to ours.
+    Raises: MemoryPlanError if it does not fit into nine tenths of what is free; the model itself is there already.
 
     What autograd keeps for its backward pass is not derived from a formula: one forward pass of the longest row counts its bytes,
     and the largest batch has so many times as many tokens. On top come the logits and, as the backward pass begins, two gradients
     of their size.
-
-    Raises: MemoryPlanError if it does not fit into nine tenths of what is free; the model itself is there already.
     """
     sizes = {name: p for name, p in model.hf.named_parameters() if name in names}
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
     chosen = sum(p.numel() for p in sizes.values())
     needed = 4 * sums * chosen
-    if sums == 1 and any(p.element_size() == 2 for p in sizes.values()):
+    if autograd and any(p.element_size() == 2 for p in sizes.values()):
         needed += 2 * chosen  # autograd's own half-precision gradients, which are added to the sums batch by batch
     groups = [max(len(rows[i].tokens) for i in chosen) * len(chosen) for chosen in by_length(rows, max_tokens=batch_tokens)]
     longest = max(rows, key=lambda row: len(row.tokens))
