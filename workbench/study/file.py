@@ -13,7 +13,7 @@ from workbench.core.store import existing
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-3 as the number it is; YAML 1.1 calls it a text."""
+    """YAML that reads 1e-3 as the number and 2:4 as the text that they are; to YAML 1.1 they are a text and a number."""
 
 
 def _no_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -27,10 +27,14 @@ def _no_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _no_repeats)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+for _first in "0123456789":  # the scope 2:4 is a text; to YAML 1.1 it is two minutes and four seconds, 124
+    _Loader.yaml_implicit_resolvers[_first].insert(0, ("tag:yaml.org,2002:str", re.compile(r"^\d+:\d+$")))
 
 
 def parse_value(text: str) -> Any:
-    """A value as it would be read in a study file."""
+    """A value as it would be read in a study file; a text that begins with a star is a pattern, not YAML's alias."""
+    if text.startswith("*"):
+        return text
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
