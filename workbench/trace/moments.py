@@ -8,7 +8,7 @@ Rows of all sets share a batch. Autograd would give the sum of their gradients; 
 its output are put together for every set, or every example, by itself (`by_module.py`), at the cost of one backward pass. That
 this is all of a parameter's gradient is not taken for granted: on a first pair of rows every parameter's sum is compared with
 autograd's. A model that fails (mixtures of experts, weights used outside their module) is gone through set by set, or example by
-example, with plain autograd; and so are gradients alone, for which autograd is quicker.
+example, with plain autograd; and so are gradients alone, for which that is as quick and works on any model.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
