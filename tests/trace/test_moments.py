@@ -30,7 +30,7 @@ def prepared(name):
     return wrap(hf, tiny().tokenizer)
 
 
-def check(found, hf, sets, *, rtol=1e-6):
+def assert_equal_to_reference(found, hf, sets, *, rtol=1e-6):
     """Every wanted quantity is the reference's, for every set and parameter."""
     for set, one in sets.items():
         rows = [(row.tokens, row.start) for row in one.rows]
@@ -51,7 +51,7 @@ def test_all_sets_in_one_pass(name, batch_tokens):
     model = prepared(name)
     sets = {"forget": Wanted(ROWS[:2], BOTH), "retain": Wanted(ROWS[2:], BOTH)}
     names = list(model.shapes())
-    check(passes._together(model, sets, names, batch_tokens, False, "test"), model.hf, sets)
+    assert_equal_to_reference(passes._together(model, sets, names, batch_tokens, False, "test"), model.hf, sets)
     assert all(p.requires_grad and p.grad is None for p in model.hf.parameters())
     assert not any(module._forward_hooks for module in model.hf.modules())
 
@@ -65,7 +65,9 @@ def test_the_way_round_for_models_that_cannot(name):
     with pytest.raises(Unsupported, match="shared by several|cannot be told apart"):
         passes._together(model, sets, names, 4096, False, "test")
     assert not any(module._forward_hooks for module in model.hf.modules())
-    check(moments(model, sets, names), model.hf, sets, rtol=1e-3)  # opt's batched pass differs by that from one by one
+    assert_equal_to_reference(
+        moments(model, sets, names), model.hf, sets, rtol=1e-3
+    )  # opt's batched pass differs by that from one by one
 
 
 @pytest.mark.parametrize("name", ["gpt2", "falcon"])
@@ -74,14 +76,14 @@ def test_large_matrices_go_example_by_example(name, monkeypatch):
     monkeypatch.setattr(by_module, "_PIECE", 1)
     model = prepared(name)
     sets = {"forget": Wanted(ROWS[:2], BOTH), "retain": Wanted(ROWS[2:], BOTH)}
-    check(passes._together(model, sets, list(model.shapes()), 4096, False, "test"), model.hf, sets)
+    assert_equal_to_reference(passes._together(model, sets, list(model.shapes()), 4096, False, "test"), model.hf, sets)
 
 
 def test_gemma2_gradients_go_together():
     """Without squares a tied, scaled embedding is no obstacle: gradients add up."""
     model = prepared("gemma2")
     sets = {set: Wanted(rows, frozenset({"gradient"})) for set, rows in (("forget", ROWS[:2]), ("retain", ROWS[2:]))}
-    check(passes._together(model, sets, list(model.shapes()), 4096, False, "test"), model.hf, sets)
+    assert_equal_to_reference(passes._together(model, sets, list(model.shapes()), 4096, False, "test"), model.hf, sets)
 
 
 def test_a_weight_that_is_used_outside_its_module_is_noticed():
@@ -93,7 +95,7 @@ def test_a_weight_that_is_used_outside_its_module_is_noticed():
     sets = {name: Wanted(encode_all(model, rows), BOTH) for name, rows in zip(("forget", "retain"), tiny_sets(), strict=True)}
     with pytest.raises(Unsupported, match="used outside its module"):
         passes._together(model, sets, list(model.shapes()), 4096, False, "test")
-    check(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
+    assert_equal_to_reference(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
 
 
 def test_a_module_with_weights_and_modules_of_its_own_is_not_taken_apart():
@@ -105,7 +107,7 @@ def test_a_module_with_weights_and_modules_of_its_own_is_not_taken_apart():
     sets = {name: Wanted(encode_all(model, rows), BOTH) for name, rows in zip(("forget", "retain"), tiny_sets(), strict=True)}
     with pytest.raises(Unsupported, match="mlp has weights and modules of its own"):
         passes._together(model, sets, list(model.shapes()), 4096, False, "test")
-    check(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
+    assert_equal_to_reference(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
 
 
 def test_a_module_that_is_called_twice_is_not_taken_apart():
@@ -115,9 +117,9 @@ def test_a_module_that_is_called_twice_is_not_taken_apart():
     sets = {name: Wanted(encode_all(model, rows), BOTH) for name, rows in zip(("forget", "retain"), tiny_sets(), strict=True)}
     with pytest.raises(Unsupported, match="called twice"):
         passes._together(model, sets, list(model.shapes()), 4096, False, "test")
-    check(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
+    assert_equal_to_reference(moments(model, sets, list(model.shapes())), model.hf, sets, rtol=1e-5)  # Llama's RMSNorm is float32
     plain = {name: one._replace(quantities=frozenset({"gradient"})) for name, one in sets.items()}
-    check(passes._together(model, plain, list(model.shapes()), 4096, False, "test"), model.hf, plain, rtol=1e-5)
+    assert_equal_to_reference(passes._together(model, plain, list(model.shapes()), 4096, False, "test"), model.hf, plain, rtol=1e-5)
 
 
 def test_a_weight_that_autograd_does_not_see_is_noticed():

@@ -83,13 +83,7 @@ def integrated_gradients(
         tokens=(steps + 2) * sum(len(row.tokens) for row in rows),
     )
     whole = Delta.of({name: move.float().cpu() for name, move in path.items()}, about)
-    total: Weights = {name: torch.zeros_like(move) for name, move in path.items()}
-    points, shares = np.polynomial.legendre.leggauss(steps)
-    for point, share in progress(list(zip(points, shares, strict=True)), label="integrated gradients", show=show):
-        with applied(model, whole.scaled(float(point + 1) / 2)):
-            there = mean_gradient(model, rows, loss, names=names, batch_tokens=batch_tokens)
-        for name in names:
-            total[name].add_(there.pop(name), alpha=float(share) / 2)
+    total = _mean_on_the_way(model, rows, loss, names, whole, steps=steps, batch_tokens=batch_tokens, show=show)
     for name in names:
         total[name].mul_(path[name])
     with applied(model, whole):
@@ -107,6 +101,29 @@ def integrated_gradients(
         about,
         transposed(model.hf, total),
     )
+
+
+def _mean_on_the_way(
+    model: Model,
+    rows: list[Encoded],
+    loss: ExampleLoss,
+    names: list[str],
+    whole: Delta,
+    *,
+    steps: int,
+    batch_tokens: int,
+    show: bool,
+) -> Weights:
+    """int_0^1 of the mean gradient at theta + a Delta da, by Gauss-Legendre quadrature on `steps` points."""
+    total: Weights = {}
+    points, shares = np.polynomial.legendre.leggauss(steps)  # on [-1, 1], where the shares sum to 2
+    for point, share in progress(list(zip(points, shares, strict=True)), label="integrated gradients", show=show):
+        with applied(model, whole.scaled(float(point + 1) / 2)):
+            there = mean_gradient(model, rows, loss, names=names, batch_tokens=batch_tokens)
+        for name in names:
+            weighted = there.pop(name).mul_(float(share) / 2)
+            total[name] = total[name].add_(weighted) if name in total else weighted
+    return total
 
 
 def _weights(model: Model, names: list[str]) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class _Pass:
     tied: frozenset[str]
     sums: Found = field(default_factory=dict)
     parts: list[_Part] = field(default_factory=list)
-    batch: Batch | None = None
+    batch: Batch = field(init=False)  # the hooks run inside `_step`, which sets it
     crossed: dict[str, list[Tensor]] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
 
@@ -198,7 +198,6 @@ def _hook(now: _Pass, path: str, owned: dict[str, str]) -> Any:
     """Note the module's input, and wait for the gradient of its output."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
-        assert now.batch is not None
         n = len(now.batch.tokens)
         plain = len(args) == 1 and not kwargs and all(isinstance(t, Tensor) and len(t) == n for t in (args[0], output))
         if not plain or (isinstance(module, nn.Linear | Conv1D) and args[0].ndim != 3):
@@ -221,7 +220,6 @@ def _hook(now: _Pass, path: str, owned: dict[str, str]) -> Any:
 
 def _add_inputs(now: _Pass, name: str, x: Tensor) -> None:
     """Add sum_t x_t^2 over real tokens, float64."""
-    assert now.batch is not None
     for set, rows in now.parts:
         if "inputs" in now.wanted[set].quantities:
             used = wide(x[rows][now.batch.attention[rows]])
@@ -232,7 +230,6 @@ def _add_inputs(now: _Pass, name: str, x: Tensor) -> None:
 @torch.no_grad()
 def _collect(now: _Pass, module: nn.Module, owned: dict[str, str], x: Tensor, s: Tensor) -> None:
     """Add this module's share of its parameters' gradients, for every set in the batch."""
-    assert now.batch is not None
     for set, rows in now.parts:
         if not now.wanted[set].quantities & {"gradient", "square"}:
             continue
