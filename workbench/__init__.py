@@ -15,7 +15,7 @@ _HOME = {
     "contrasts": "workbench.load.contrasts",
     "Examples": "workbench.core.records",
     "PreferencePairs": "workbench.core.records",
-    "Direction": "workbench.core.records",
+    "Direction": "workbench.core.direction",
     "Scores": "workbench.core.scores",
     "Mask": "workbench.core.mask",
     "Delta": "workbench.core.delta",
@@ -23,17 +23,18 @@ _HOME = {
     "Contrasts": "workbench.load.contrasts",
     "Components": "workbench.core.components",
 }
-_STAGES = ("attribute", "edit", "unlearn", "evaluate", "study", "report", "train", "trace")
+_STAGES = ("attribute", "probe", "edit", "unlearn", "evaluate", "study", "report", "train", "trace")
 
 __all__ = [*_HOME, *_STAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from workbench import attribute, edit, evaluate, report, study, trace, train, unlearn
+    from workbench import attribute, edit, evaluate, probe, report, study, trace, train, unlearn
     from workbench.core.components import Components
     from workbench.core.delta import Delta
+    from workbench.core.direction import Direction
     from workbench.core.mask import Mask
     from workbench.core.measurements import Measurements
-    from workbench.core.records import Direction, Examples, PreferencePairs
+    from workbench.core.records import Examples, PreferencePairs
     from workbench.core.scores import Scores
     from workbench.load.contrasts import Contrasts, contrasts
     from workbench.load.datasets import examples, pairs

@@ -44,14 +44,6 @@ def test_shared_rows_are_named():
         check_disjoint(rows("a", "b", "c"), rows("c", "b"))
 
 
-def test_direction_is_a_unit_vector():
-    assert torch.allclose(wb.Direction(torch.tensor([3.0, 4.0]), site="resid_post", layer=1).vector, torch.tensor([0.6, 0.8]))
-    with pytest.raises(InputError, match="norm is 0.0"):
-        wb.Direction(torch.zeros(3), site="resid_post", layer=0)
-    with pytest.raises(ShapeError, match=r"expected \[d_model\]"):
-        wb.Direction(torch.ones(3, 2), site="resid_post", layer=0)
-
-
 def test_measurements(tmp_path):
     one = Measurement("probability", "forget", 0.5, 0.4, 0.6, 10, "probability", "lower")
     two = Measurement("ks_p", "forget", 0.1, float("nan"), float("nan"), 10, "probability", note="no interval")

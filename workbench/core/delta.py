@@ -2,7 +2,8 @@
 
 `w + d - d == w` fails for a third of all floats, so undoing is not subtracting: `apply` keeps the entries it overwrites in the
 model's ledger and `undo` writes them back. A Delta names Hugging Face parameters and the fingerprint of the model it was
-computed on, and refuses another.
+computed on, and refuses another. What no weight can hold (steering, a mean in place of a head where there is no bias) it carries as
+changes of activations, which are hooks while it is applied; the views of the model get the same hooks.
 
     before = model.fingerprint()
     with applied(model, delta):
@@ -10,18 +11,20 @@ computed on, and refuses another.
     model.fingerprint() == before       # True: the same bits
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from workbench.core.activation import ActivationChange, attach
 from workbench.core.change import Change, add, change_from, smallest, touched
-from workbench.core.errors import MismatchError, ShapeError, UndoError, unknown
+from workbench.core.errors import InputError, MismatchError, ModelError, ShapeError, UndoError, unknown
 from workbench.core.names import layer_of
 from workbench.core.numerics import check_finite
 from workbench.core.records import Provenance
@@ -30,11 +33,15 @@ from workbench.core.store import check_vacant, load_tensors, new_folder, save_te
 
 @runtime_checkable
 class HasWeights(Protocol):
-    """What a Delta needs of a model: the HF module, its tokenizer, its fingerprint, and the ledger of applied edits."""
+    """What a Delta needs of a model: the HF module, its tokenizer, its fingerprint, the ledger of applied edits, and its views.
+
+    views: the modules of every view by their Hugging Face path.
+    """
 
     hf: Any
     tokenizer: Any
     ledger: "list[Applied]"
+    views: list[MutableMapping[str, nn.Module]]
 
     def fingerprint(self) -> str: ...
     def base_fingerprint(self) -> str: ...
@@ -42,10 +49,11 @@ class HasWeights(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Applied:
-    """One line of a model's ledger: the Delta and the bits it overwrote."""
+    """One line of a model's ledger: the Delta, the bits it overwrote, and the hooks it placed."""
 
     delta: "Delta"
     overwritten: Mapping[str, Tensor]
+    handles: list[RemovableHandle]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +61,12 @@ class Delta:
     """What to add to which weights.
 
     changes: by HF parameter name, a Change (rows, columns, indices, low rank or dense) with float32 values.
+    hooks: what is done to activations while it is applied, in this order where two are at one site.
     """
 
     changes: Mapping[str, Change]
     provenance: Provenance
+    hooks: tuple[ActivationChange, ...] = field(default=())
 
     def __post_init__(self) -> None:
         for name, change in self.changes.items():
@@ -78,15 +88,17 @@ class Delta:
             for name, change in self.changes.items()
             for part, tensor in change.tensors().items()
         }
-        return text_sha256(parts)
+        hooks = [[_place(hook), tensor_sha256(hook.index), tensor_sha256(hook.values)] for hook in self.hooks]
+        return text_sha256([parts, hooks] if hooks else parts)
 
     @property
     def is_empty(self) -> bool:
         """True if it changes nothing."""
-        return not self.changes
+        return not self.changes and not self.hooks
 
     def __repr__(self) -> str:
-        return f"Delta({self.provenance.method!r}, {self.n_touched:,} weights in {len(self.changes)} tensors)"
+        by_hook = f"; {len(self.hooks)} activation sites by hook" if self.hooks else ""
+        return f"Delta({self.provenance.method!r}, {self.n_touched:,} weights in {len(self.changes)} tensors{by_hook})"
 
     @property
     def n_touched(self) -> int:
@@ -96,10 +108,12 @@ class Delta:
     def scaled(self, factor: float) -> "Delta":
         """The same change times `factor`; -1 negates it, 0 gives an empty Delta."""
         about = replace(self.provenance, method=f"{factor:g} x {self.provenance.method}")
-        return Delta({n: c.scaled(factor) for n, c in self.changes.items()} if factor else {}, about)
+        if not factor:
+            return Delta({}, about)
+        return Delta({n: c.scaled(factor) for n, c in self.changes.items()}, about, tuple(h.scaled(factor) for h in self.hooks))
 
     def compose(self, other: "Delta") -> "Delta":
-        """Both changes at once, as one Delta on the same base model.
+        """Both changes at once, as one Delta on the same base model; hooks of this one come first.
 
         Raises: MismatchError if they were computed on different models.
         """
@@ -111,7 +125,7 @@ class Delta:
         for name, change in other.changes.items():
             changes[name] = add(changes[name], change) if name in changes else change
         options = {"of": [self.provenance.as_dict(), other.provenance.as_dict()]}
-        return Delta(changes, Provenance("compose", self.provenance.model, options=options))
+        return Delta(changes, Provenance("compose", self.provenance.model, options=options), (*self.hooks, *other.hooks))
 
     def by_layer(self, model: HasWeights) -> list[dict[str, Any]]:
         """Per layer of the model, changed or not: layer, delta_norm, weight_norm and ratio = ||Delta|| / ||W||.
@@ -142,6 +156,9 @@ class Delta:
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{type(change).__name__}</td><td>{change.n_touched:,}</td><td>{change.norm():.4g}</td></tr>"
             for name, change in self.changes.items()
+        ) + "".join(
+            f"<tr><td>{escape(hook.site)}</td><td>{hook.kind} (hook)</td><td>–</td><td>{float(hook.values.norm()):.4g}</td></tr>"
+            for hook in self.hooks
         )
         head = "<tr><th>parameter</th><th>form</th><th>weights</th><th>norm</th></tr>"
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
@@ -149,8 +166,10 @@ class Delta:
     def save(self, path: str | Path) -> None:
         """Write safetensors; the size follows what is touched, not the model."""
         tensors = {f"{n}/{part}": t for n, change in self.changes.items() for part, t in change.tensors().items()}
+        tensors |= {f"{_HOOK}{i}/{part}": getattr(h, part) for i, h in enumerate(self.hooks) for part in ("index", "values")}
         forms = {n: {"form": type(c).__name__, "shape": list(c.shape)} for n, c in self.changes.items()}
-        save_tensors(path, tensors, {"kind": "delta", "forms": forms, "provenance": self.provenance.as_dict()})
+        about = {"kind": "delta", "forms": forms, "provenance": self.provenance.as_dict()}
+        save_tensors(path, tensors, about | {"hooks": [_place(hook) for hook in self.hooks]})
 
     @classmethod
     def load(cls, path: str | Path) -> "Delta":
@@ -160,18 +179,39 @@ class Delta:
         for key, tensor in tensors.items():
             name, part = key.rsplit("/", 1)
             parts.setdefault(name, {})[part] = tensor
+        hooks = tuple(_hook(place, parts.pop(f"{_HOOK}{i}")) for i, place in enumerate(about.get("hooks", [])))
         changes = {n: change_from(about["forms"][n]["form"], about["forms"][n]["shape"], p) for n, p in parts.items()}
-        return cls(changes, Provenance(**about["provenance"]))
+        return cls(changes, Provenance(**about["provenance"]), hooks)
 
     def export(self, model: HasWeights, folder: str | Path) -> None:
         """Write the edited model as a Hugging Face checkpoint; `model` itself is as before afterwards.
 
-        Raises: InputError if `folder` exists and is not empty.
+        Raises: InputError if `folder` exists and is not empty, or if a part of the change is done by hooks.
         """
+        if self.hooks:
+            raise InputError(
+                f"Delta.export: {self!r} changes {self.hooks[0].site} by a hook, which no checkpoint can hold. Save the Delta and "
+                "apply it where the model is used."
+            )
         check_vacant(folder)
         with applied(model, self), new_folder(folder) as aside:
             model.hf.save_pretrained(aside)
             model.tokenizer.save_pretrained(aside)
+
+
+_HOOK = "activation:"
+
+
+def _place(hook: ActivationChange) -> dict[str, Any]:
+    """An activation change without its tensors, ready for JSON."""
+    part = None if hook.part is None else list(hook.part)
+    return {"kind": hook.kind, "site": hook.site, "module": hook.module, "side": hook.side, "part": part}
+
+
+def _hook(place: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ActivationChange:
+    """The activation change that `_place` and its tensors describe."""
+    part = None if place["part"] is None else tuple(place["part"])
+    return ActivationChange(place["kind"], place["site"], place["module"], place["side"], part, tensors["index"], tensors["values"])
 
 
 def _parameters(model: HasWeights, delta: Delta) -> dict[str, torch.nn.Parameter]:
@@ -205,14 +245,39 @@ def apply(model: HasWeights, delta: Delta) -> None:
         )
     parameters = _parameters(model, delta)
     overwritten = {name: touched(change, parameters[name].data).clone() for name, change in delta.changes.items()}
+    model.views[:] = [view for view in model.views if len(view)]  # those that are still there
+    handles: list[RemovableHandle] = []
     try:
+        for modules in (dict(model.hf.named_modules()), *model.views):
+            _attach(modules, delta, handles)
         for name, change in delta.changes.items():
             change.add_to(parameters[name].data)  # through .data: PyTorch's version counters see only other people's writes
     except BaseException:  # out of memory or interrupted half way: nobody could undo it later
+        for handle in handles:
+            handle.remove()
         for name, change in delta.changes.items():
             change.put_back(parameters[name].data, overwritten[name])
         raise
-    model.ledger.append(Applied(delta, overwritten))
+    model.ledger.append(Applied(delta, overwritten, handles))
+
+
+def follow(model: HasWeights, view: MutableMapping[str, nn.Module]) -> None:
+    """Let a view take part in the hooks of the edits that are applied now and later; its weights are the model's own.
+
+    Args: view: its modules by their Hugging Face path, held weakly, so that a view nobody uses can go.
+    """
+    for line in model.ledger:
+        _attach(view, line.delta, line.handles)
+    model.views.append(view)
+
+
+def _attach(modules: Mapping[str, nn.Module], delta: Delta, handles: list[RemovableHandle]) -> None:
+    """Place the hooks of `delta` on these modules, and note their handles."""
+    for hook in delta.hooks:
+        module = modules.get(hook.module)
+        if module is None:
+            raise ModelError(f"Delta: it changes {hook.site}, but the model or a view of it has no module {hook.module!r} to hook.")
+        handles.append(attach(module, hook))
 
 
 @torch.no_grad()
@@ -233,6 +298,8 @@ def undo(model: HasWeights, delta: Delta) -> None:
     parameters = _parameters(model, delta)
     for name, change in delta.changes.items():
         change.put_back(parameters[name].data, top.overwritten[name])
+    for handle in top.handles:
+        handle.remove()
     model.ledger.pop()
 
 

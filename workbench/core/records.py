@@ -1,7 +1,7 @@
-"""What travels between stages: rows of data, a direction, and where a result came from.
+"""What travels between stages: rows of data, and where a result came from.
 
-The records about weights are in `scores.py` (Scores), `mask.py` (Mask) and `delta.py` (Delta); the numbers that are reported are in
-`measurements.py` (Measurements).
+Directions of activations are in `direction.py` (Direction), the records about weights in `scores.py` (Scores), `mask.py` (Mask) and
+`delta.py` (Delta), the numbers that are reported in `measurements.py` (Measurements).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +10,7 @@ from html import escape
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload, runtime_checkable
 
-import torch
-from torch import Tensor
-
-from workbench.core.errors import DataError, InputError, ShapeError
+from workbench.core.errors import DataError
 from workbench.core.store import text_sha256
 
 if TYPE_CHECKING:
@@ -158,26 +155,3 @@ def check_disjoint(forget: Examples, retain: Examples) -> None:
             f"forget ({forget.name}) and retain ({retain.name}) share {len(shared)} rows: {listed}. "
             "A row cannot be forgotten and kept at once; take it out of one of them."
         )
-
-
-@dataclass(frozen=True)
-class Direction:
-    """A unit vector in one activation site of one layer.
-
-    vector: [d_model], stored float32 with norm 1; its sign is the orientation (positive = more of the behavior).
-    site: canonical name without the layer, such as "resid_post".
-    """
-
-    vector: Tensor
-    site: str
-    layer: int
-    provenance: Provenance | None = None
-
-    def __post_init__(self) -> None:
-        vector = torch.as_tensor(self.vector).detach().float()
-        if vector.ndim != 1:
-            raise ShapeError(f"Direction: vector has shape {tuple(vector.shape)}, expected [d_model].")
-        norm = vector.norm()
-        if not (bool(torch.isfinite(norm)) and float(norm) > 0):
-            raise InputError(f"Direction: the vector's norm is {float(norm)}; a direction needs a finite, non-zero vector.")
-        object.__setattr__(self, "vector", vector / norm)

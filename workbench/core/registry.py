@@ -121,6 +121,7 @@ class Registry:
 
 
 attribution = Registry("attribution", "workbench.attribute", needs=())
-edit = Registry("edit", "workbench.edit")
+probe = Registry("probe", "workbench.probe", targets="classes")
+edit = Registry("edit", "workbench.edit", where="sets")
 objective = Registry("objective", "workbench.unlearn", retain="nll", forget_weight=1.0, needs_reference=False)
 metric = Registry("metric", "workbench.evaluate", unit=..., better=...)

@@ -1,7 +1,7 @@
 """From a folder, a hub id or a live Hugging Face model to a Model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -29,6 +29,7 @@ class Model:
     """A Hugging Face causal LM with its tokenizer, its sites by canonical name, and a ledger of the edits applied to it.
 
     hf: the plain model, never wrapped or renamed.   tokenizer: a fast tokenizer.   ledger: edits, oldest first.
+    views: modules of the bridges and nnsight views that were made of it and are still in use.
     """
 
     def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -38,6 +39,7 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self.ledger: list[Applied] = []
+        self.views: list[MutableMapping[str, torch.nn.Module]] = []
         self._sites = Sites(hf)
         self._base: str | None = None
         self._versions: tuple[int, ...] = ()
@@ -125,6 +127,12 @@ class Model:
 
     def _parameter_versions(self) -> tuple[int, ...]:
         return tuple(v for p in self.hf.parameters() for v in (p._version, p.data_ptr()))
+
+    def generate(self, prompts: str | Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers through Hugging Face's `generate`; see `trace.generate.generate`."""
+        from workbench.trace.generate import generate
+
+        return generate(self, prompts, max_new_tokens=max_new_tokens)
 
     def bridge(self) -> "TransformerBridge":
         """A TransformerLens view that shares the weights; see `trace.views.as_bridge`."""

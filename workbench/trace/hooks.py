@@ -14,13 +14,15 @@ exception.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from workbench.core.activation import hook_tensor
 from workbench.core.errors import InputError, ModelError, ShapeError
 from workbench.load.sites import Site, Sites
 
@@ -95,11 +97,7 @@ def _hooked(model: HasSites, functions: Mapping[str, Callable[[Tensor], Tensor |
     with ExitStack() as handles:
         for site, function in places:
             module = model.hf.get_submodule(site.module)
-            if site.side == "output":
-                handle = module.register_forward_hook(_output_hook(site, function))
-            else:
-                handle = module.register_forward_pre_hook(_input_hook(site, function), with_kwargs=True)
-            handles.callback(handle.remove)
+            handles.callback(hook_tensor(module, site.side, partial(_apply, site, function), site.name).remove)
         yield
 
 
@@ -137,33 +135,3 @@ def _apply(site: Site, function: Callable[[Tensor], Tensor | None], value: Tenso
     whole = value.clone()
     whole[..., site.part] = new
     return whole
-
-
-def _output_hook(site: Site, function: Callable[[Tensor], Tensor | None]) -> Callable[[nn.Module, Any, Any], Any]:
-    """A forward hook on a tensor output, or on the first of a tuple (decoder layers, attention)."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        value = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(value, Tensor):
-            raise ModelError(f"site {site.name!r}: {site.module!r} returns {type(output).__name__}, which holds no tensor first.")
-        new = _apply(site, function, value)
-        if new is None:
-            return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    return hook
-
-
-def _input_hook(site: Site, function: Callable[[Tensor], Tensor | None]) -> Callable[[nn.Module, Any, Any], Any]:
-    """A forward pre-hook on the first argument, or on `hidden_states` where the model passes it by keyword."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = args[0] if args else kwargs.get("hidden_states")
-        if not isinstance(value, Tensor):
-            raise ModelError(f"site {site.name!r}: {site.module!r} was called without hidden states; no such input here.")
-        new = _apply(site, function, value)
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-    return hook

@@ -4,16 +4,21 @@ Both libraries write into the module tree they are given. `TransformerBridge` re
 `save_pretrained` raise and turns attention eager; nnsight 0.8 puts its own `forward` and an `__nnsight__` attribute
 into every module and sets the tokenizer's pad token and side. Neither can be undone. So both get a clone of the
 structure that holds the same Parameter objects: no weight is copied, and an edit in place is seen on both sides.
-A backward pass through a view adds to the `.grad` of the model's own parameters.
+A backward pass through a view adds to the `.grad` of the model's own parameters. The hooks of edits that steer or ablate
+activations are placed on a view's modules as on the model's own, for as long as the edit is applied.
 """
 
 import copy
 import warnings
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakValueDictionary
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from workbench.core.activation import detach_copies
+from workbench.core.delta import HasWeights, follow
 from workbench.core.errors import missing_package
 
 
@@ -30,7 +35,18 @@ class HasTokenizer(Protocol):
 
 def clone_structure(hf: PreTrainedModel) -> PreTrainedModel:
     """A second module tree over the same Parameter and buffer objects; the config is copied, the weights are not."""
-    return copy.deepcopy(hf, {id(t): t for t in (*hf.parameters(), *hf.buffers())})
+    clone = copy.deepcopy(hf, {id(t): t for t in (*hf.parameters(), *hf.buffers())})
+    detach_copies(clone)
+    return clone
+
+
+def _clone(model: HasTokenizer) -> PreTrainedModel:
+    """The structure to build a view on, which takes part in the model's edits."""
+    clone = clone_structure(model.hf)
+    if isinstance(model, HasWeights):
+        inner = {path: module for path, module in clone.named_modules() if path}  # the root would hold itself
+        follow(model, WeakValueDictionary[str, nn.Module](inner))
+    return clone
 
 
 def as_bridge(model: HasTokenizer) -> Any:
@@ -61,7 +77,7 @@ def as_bridge(model: HasTokenizer) -> Any:
     with torch.random.fork_rng(devices=[]):  # splitting fused weights initializes modules that are then overwritten
         bridge = TransformerBridge.boot_transformers(
             hf.config.name_or_path or type(hf).__name__,
-            hf_model=clone_structure(hf),
+            hf_model=_clone(model),
             tokenizer=tokenizer,
             device=hf.device,
             dtype=hf.dtype,
@@ -85,7 +101,7 @@ def as_nnsight(model: HasTokenizer) -> Any:
     except ImportError as error:
         raise missing_package("nnsight", "as_nnsight") from error
 
-    return TransformersModel(clone_structure(model.hf), tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
+    return TransformersModel(_clone(model), tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
 
 
 def _warn_about_copies(hf: PreTrainedModel, bridge: Any) -> None:
