@@ -72,7 +72,7 @@ def test_published_logs_are_scored_without_a_model():
 
 def test_every_method_is_listed():
     said = run("methods")
-    for kind in (registry.attribution, registry.edit, registry.objective, registry.metric):
+    for kind in (registry.attribution, registry.probe, registry.edit, registry.objective, registry.metric):
         for name in kind.names():
             assert f"  {name} " in said
 

@@ -13,6 +13,8 @@ _HOME = {
     "examples": "workbench.load.datasets",
     "pairs": "workbench.load.datasets",
     "contrasts": "workbench.load.contrasts",
+    "behavior": "workbench.load.behaviors",
+    "concepts": "workbench.load.concepts",
     "Examples": "workbench.core.records",
     "PreferencePairs": "workbench.core.records",
     "Direction": "workbench.core.direction",
@@ -22,6 +24,8 @@ _HOME = {
     "Measurements": "workbench.core.measurements",
     "Contrasts": "workbench.load.contrasts",
     "Components": "workbench.core.components",
+    "Place": "workbench.core.components",
+    "Behavior": "workbench.load.behaviors",
 }
 _STAGES = ("attribute", "probe", "edit", "unlearn", "evaluate", "study", "report", "train", "trace")
 
@@ -29,13 +33,15 @@ __all__ = [*_HOME, *_STAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from workbench import attribute, edit, evaluate, probe, report, study, trace, train, unlearn
-    from workbench.core.components import Components
+    from workbench.core.components import Components, Place
     from workbench.core.delta import Delta
     from workbench.core.direction import Direction
     from workbench.core.mask import Mask
     from workbench.core.measurements import Measurements
     from workbench.core.records import Examples, PreferencePairs
     from workbench.core.scores import Scores
+    from workbench.load.behaviors import Behavior, behavior
+    from workbench.load.concepts import concepts
     from workbench.load.contrasts import Contrasts, contrasts
     from workbench.load.datasets import examples, pairs
     from workbench.load.models import Model, load, wrap

@@ -27,8 +27,8 @@ def test_by_hand():
     assert change("set").apply(x).tolist() == [[[10.0, 2.0, 20.0, 4.0]]]
     # x . v = 0.6 * 1 + 0.8 * 3 = 3; 1 - 3 * 0.6 = -0.8 and 3 - 3 * 0.8 = 0.6
     torch.testing.assert_close(change("project", values=(0.6, 0.8)).apply(x), torch.tensor([[[-0.8, 2.0, 0.6, 4.0]]]))
-    # the part is every second feature from 1 on: 2 and 4; its feature 1 is the last
-    assert change("set", (1,), (9.0,), part=(1, 4, 2)).apply(x).tolist() == [[[1.0, 2.0, 3.0, 9.0]]]
+    # the part is every second feature from 1 on, those that hold 2 and 4; its feature 1 is the last: 4 + 9 = 13
+    assert change("add", (1,), (9.0,), part=(1, 4, 2)).apply(x).tolist() == [[[1.0, 2.0, 3.0, 13.0]]]
     assert x.tolist() == [[[1.0, 2.0, 3.0, 4.0]]]
 
 

@@ -16,9 +16,10 @@ from tests.study.located import learned, rows
 from workbench.cli import app
 from workbench.core.errors import DataError, InputError, StudyError, UnknownNameError
 from workbench.report import page, print_table
+from workbench.study.file import has
 from workbench.study.intervene import Point
 from workbench.study.judge import split_retain
-from workbench.study.localization import judges, locate, read, run, score_paths
+from workbench.study.localization import locate, read, run, score_paths
 
 BODY = {
     "name": "small",
@@ -322,8 +323,8 @@ def test_a_run_that_stops_leaves_no_verdict_of_another_study(study, tmp_path, mo
 
 
 def test_a_file_that_is_no_study_of_localizations(root, tmp_path):
-    assert not judges(root / "studies/quickstart.yaml")
-    assert judges(root / "studies/localization.yaml")
+    assert not has(root / "studies/quickstart.yaml", "judge")
+    assert has(root / "studies/localization.yaml", "judge")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(StudyError, match="expected a mapping with name, model, data, and arms or judge"):
         read(tmp_path / "list.yaml")

@@ -17,6 +17,7 @@ from workbench.core.errors import InputError, ShapeError, unknown
 from workbench.core.numerics import wide
 
 C = TypeVar("C", bound="Along")
+_BLOCK = 1 << 16  # weights added to at a time
 
 
 @runtime_checkable
@@ -78,7 +79,11 @@ class Along:
         return weight.index_select(self.dim, self.index.to(weight.device, torch.int64))
 
     def add_to(self, weight: Tensor) -> None:
-        self.put_back(weight, _added(self.at(weight), self.values))
+        index = self.index.to(weight.device, torch.int64)
+        # on the CPU in blocks that stay in the cache: the sums of all slices at once cost more than the slices themselves
+        step = max(1, len(index) if weight.is_cuda else _BLOCK // weight.shape[1 - self.dim])
+        for at, values in zip(index.split(step), self.values.split(step, self.dim), strict=True):
+            weight.index_copy_(self.dim, at, _added(weight.index_select(self.dim, at), values))
 
     def put_back(self, weight: Tensor, kept: Tensor) -> None:
         weight.index_copy_(self.dim, self.index.to(weight.device, torch.int64), kept)
@@ -114,6 +119,9 @@ class Indices(Along):
 
     def at(self, weight: Tensor) -> Tensor:
         return weight.view(-1)[self.index.to(weight.device, torch.int64)]
+
+    def add_to(self, weight: Tensor) -> None:
+        self.put_back(weight, _added(self.at(weight), self.values))
 
     def put_back(self, weight: Tensor, kept: Tensor) -> None:
         weight.view(-1)[self.index.to(weight.device, torch.int64)] = kept
@@ -199,13 +207,19 @@ class Dense:
 
 def _added(weight: Tensor, values: Tensor) -> Tensor:
     """weight + values, rounded once to the weight's dtype; where a value is zero the weight's very bits, -0.0 included."""
-    values = values.to(weight.device)
-    return torch.where(values == 0, weight, (wide(weight) + values).to(weight.dtype))
+    # w - (0 - d) is w + d, but where d is zero of either sign it is w - (+0), which leaves -0.0 what it is
+    return (wide(weight) - (0.0 - values.to(weight.device))).to(weight.dtype)
 
 
 def touched(change: Change, weight: Tensor) -> Tensor:
     """The entries of `weight` that `change` overwrites, in the form `put_back` takes."""
     return change.at(weight) if isinstance(change, Along) else weight
+
+
+def kept(change: Change, weight: Tensor) -> Tensor:
+    """A copy of these entries, which later writes to `weight` leave as it is."""
+    found = touched(change, weight)
+    return found.clone() if found is weight else found  # slices and single entries are copies already
 
 
 def smallest(difference: Tensor) -> Change:

@@ -11,6 +11,7 @@ changes of activations, which are hooks while it is applied; the views of the mo
     model.fingerprint() == before       # True: the same bits
 """
 
+import gc
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workbench.core.activation import ActivationChange, attach
-from workbench.core.change import Change, add, change_from, smallest, touched
+from workbench.core.change import Change, add, change_from, kept, smallest, touched
 from workbench.core.errors import InputError, MismatchError, ModelError, ShapeError, UndoError, unknown
 from workbench.core.names import layer_of
 from workbench.core.numerics import check_finite
@@ -244,7 +245,9 @@ def apply(model: HasWeights, delta: Delta) -> None:
             f"{model.base_fingerprint()[:12]}. Load the checkpoint it was computed on."
         )
     parameters = _parameters(model, delta)
-    overwritten = {name: touched(change, parameters[name].data).clone() for name, change in delta.changes.items()}
+    overwritten = {name: kept(change, parameters[name].data) for name, change in delta.changes.items()}
+    if any(hook.module not in view for view in model.views if len(view) for hook in delta.hooks):
+        gc.collect()  # a view that nobody holds any more goes in parts: those in reference cycles only now
     model.views[:] = [view for view in model.views if len(view)]  # those that are still there
     handles: list[RemovableHandle] = []
     try:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from workbench.core.store import new_file
 from workbench.core.svg import label
-from workbench.report import verdict
+from workbench.report import sheet, verdict
 from workbench.report.engine import engine
 from workbench.report.figure import axes, figure, mark
 from workbench.report.folder import Arm, Run, read_run
@@ -33,6 +33,8 @@ def page(run: str | Path, *, out: str | Path | None = None) -> Path:
         out: the file to write; report.html in the run folder by default.
     Raises: InputError naming what the folder lacks.
     """
+    if sheet.is_sheet(run):
+        return sheet.page(run, out=out)
     if verdict.is_verdict(run):
         return verdict.page(run, out=out)
     read = read_run(run)

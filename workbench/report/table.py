@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from workbench.core.errors import InputError
 from workbench.core.measurements import Measurement
 from workbench.core.svg import clean, label, number, percent
-from workbench.report import verdict
+from workbench.report import sheet, verdict
 from workbench.report.folder import Arm, Key, Run, read_run
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ def print_table(run: Run | str | Path, *more: str | Path, console: "Console | No
     from rich.console import Console
 
     console = console or Console()
+    if not more and not isinstance(run, Run) and sheet.is_sheet(run):
+        sheet.print_table(run, console=console)
+        return
     if not more and not isinstance(run, Run) and verdict.is_verdict(run):
         verdict.print_table(run, console=console)
         return

@@ -75,6 +75,11 @@ def read_file(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     return raw
 
 
+def has(path: str | Path, key: str) -> bool:
+    """Whether a study file, or a run's config.yaml, is of the kind that has a mapping `key`."""
+    return isinstance(read_file(path).get(key), Mapping)
+
+
 def _override(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         inner = raw.setdefault(key, {})

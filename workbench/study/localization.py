@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from workbench import __version__
 from workbench.attribute import LocatedUnits, several, unit_scores
@@ -31,14 +30,15 @@ from workbench.attribute.parts import UNITS
 from workbench.core.errors import StudyError, unknown
 from workbench.core.records import Examples
 from workbench.core.registry import Member, attribution
-from workbench.core.runtime import environment, progress_bar
+from workbench.core.runtime import progress_bar
 from workbench.core.scopes import SCOPES
 from workbench.core.scores import Scores
-from workbench.core.store import new_file, read_json, text_sha256, write_json
+from workbench.core.store import new_file, text_sha256
 from workbench.load.datasets import examples
 from workbench.load.models import Model, check_source, load
 from workbench.report.verdict import page
 from workbench.study.file import check_head, known, mapping, read_file, relative, resolve, sources
+from workbench.study.folder import begin, kept, state
 from workbench.study.intervene import Bench, Located, Parts, Point, Question, Settings, bench, check, measure
 from workbench.study.judge import Ranked, judge, questions, sizes_of, split_retain, verdict
 
@@ -80,11 +80,6 @@ class Localization:
     def cut(self) -> dict[str, int]:
         """How many retain rows are set aside, where the study says so."""
         return {key: self.judge[key] for key in ("budget_rows", "report_rows") if key in self.judge}
-
-
-def judges(path: str | Path) -> bool:
-    """Whether a study file, or a run's config.yaml, is a study of localizations: it has a mapping `judge`."""
-    return isinstance(read_file(path).get("judge"), Mapping)
 
 
 def read(path: str | Path, overrides: Iterable[str] = (), *, only: Sequence[str] = ()) -> Localization:
@@ -170,9 +165,7 @@ def run(
     located = {one.name: _located(one, model, scores[one.name], plan.scope) for one in plan.scores}
     on = bench(model, rows["forget"], parts, plan.settings)
     check(on, located, sizes_of(located, plan.settings))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_config(plan, folder)
-    write_json(folder / "env.json", environment())
+    begin(folder, _config(plan, folder), ("verdict.parquet", "areas.parquet", "report.html"))
     for name, path in paths.items():
         if not path.exists():
             scores[name].save(path)
@@ -182,7 +175,8 @@ def run(
         task = bar.add_task("judge", total=len(asked))
         for one in asked:
             bar.update(task, description=f"{one.set} {one.size:g} {one.side}")
-            points.append(_point(plan, on, located[one.set], one, folder / "points"))
+            made = kept(folder, _about(plan, on, one), lambda one=one: measure(on, located[one.set], one).as_dict())
+            points.append(replace(Point(**made), set=one.set))  # a set's name does not decide anything, so it may change
             bar.advance(task)
     found = verdict(points, on)
     for name, frame in (("verdict", found.points), ("areas", found.areas())):
@@ -221,32 +215,20 @@ def locate(plan: Localization, model: Model, forget: Examples, parts: Parts, pat
     return {name: found[name] if name in found else Scores.load(path) for name, path in paths.items()}
 
 
-def _point(plan: Localization, on: Bench, located: Located, one: Question, folder: Path) -> Point:
-    """The point from its file, or measured and kept. A set's name does not decide anything, so it may change."""
-    key = text_sha256(_about(plan, on, one))
-    path = folder / f"{key}.json"
-    if path.exists():
-        return replace(Point(**read_json(path)), set=one.set)
-    found = measure(on, located, one)
-    write_json(path, found.as_dict())
-    return found
-
-
 def _about(plan: Localization, on: Bench, one: Question) -> list[Any]:
     """All that decides a point."""
-    where = [__version__, str(on.model.device), str(on.model.dtype), on.model.text_key(), on.model.base_fingerprint()]
     rows = [part.fingerprint() for part in (on.forget, *on.parts)]
     chosen = {key: value for key, value in asdict(plan.settings).items() if key not in ("sizes", "seeds")}
     found = next(score for score in plan.scores if score.name == one.set)
-    return [where, rows, chosen, found.key(), found.unit, plan.scope, one.size, one.side, one.seed]
+    return [state(on.model), rows, chosen, found.key(), found.unit, plan.scope, one.size, one.side, one.seed]
 
 
-def _write_config(plan: Localization, folder: Path) -> None:
-    """The study with every default filled in, its paths relative to the run's folder. The verdict of other settings goes first."""
+def _config(plan: Localization, folder: Path) -> dict[str, Any]:
+    """The study with every default filled in, its paths relative to the run's folder."""
     scores = {one.name: {"method": one.method, **({"unit": one.unit} if one.unit else {}), **one.options} for one in plan.scores}
     chosen = asdict(plan.settings) | {"sizes": list(plan.settings.sizes), "seeds": list(plan.settings.seeds)}
     cut = {key: _JUDGE.options[key] for key in ("budget_rows", "report_rows")} | plan.cut
-    plain = {
+    return {
         "name": plan.name,
         "title": plan.title,
         "model": relative(plan.model, folder),
@@ -255,13 +237,6 @@ def _write_config(plan: Localization, folder: Path) -> None:
         "dtype": plan.dtype,
         "judge": {"scores": scores, "scope": plan.scope, **chosen, **cut},
     }
-    text, path = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), folder / "config.yaml"
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    for name in ("verdict.parquet", "areas.parquet", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    with new_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
 
 
 def _write_frame(frame: pd.DataFrame, path: Path) -> None:

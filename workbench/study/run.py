@@ -30,11 +30,11 @@ from workbench.evaluate.suites import check_data
 from workbench.load.datasets import examples
 from workbench.load.models import Model, load
 from workbench.report import page
-from workbench.study import localization
+from workbench.study import concepts, localization, surgery
 from workbench.study.arms import Outcome, carry_out
 from workbench.study.config import SPLITS, Arm, Study
 from workbench.study.config import read as read_study
-from workbench.study.file import relative
+from workbench.study.file import has, relative
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +67,15 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     """Run a study file, or go on with it; returns the run's folder.
 
     Args:
-        study: a study file; see `study.config`, and `study.localization` for one that judges.
+        study: a study file; see `study.config`, or `study.localization`, `study.surgery`, `study.concepts`.
         out: the folder that holds runs.
         overrides: such as "arms.npo.unlearn.lr=1e-3".
         show: draw a progress bar with the time left on standard error.
     Raises: any InputError before the first file is written.
     """
-    if localization.judges(study):
-        return localization.run(study, out=out, overrides=overrides, show=show)
+    for key, other in {"judge": localization.run, "surgery": surgery.run, "concepts": concepts.run}.items():
+        if has(study, key):
+            return other(study, out=out, overrides=overrides, show=show)
     plan = read_study(study, overrides)
     data = {split: examples(plan.data[split], root=plan.data.get("root")) for split in SPLITS}
     check_disjoint(data["forget"], data["retain"])
