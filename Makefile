@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check test-gpu notebooks benchmarks organism clean
+.PHONY: demo test check test-gpu notebooks benchmarks probes organism clean
 
 demo: .venv/installed  ## run the quickstart study and print its table
 	$(BIN)/workbench run studies/quickstart.yaml
@@ -27,6 +27,9 @@ notebooks: .venv/installed-dev  ## execute every notebook
 benchmarks: .venv/installed-dev  ## ratios to a floor measured in the same process; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks --model llama-1b --brief --rows 8 --repeats 1
+
+probes: .venv/installed  ## fit every shipped behavior on the bundled models; prints the table of probes/README.md
+	$(BIN)/python probes/measure.py data/organism/full data/organism/retain data/models/stories260K data/models/slm4096
 
 organism: .venv/installed  ## train the bundled models again (half an hour on two cores)
 	$(BIN)/workbench organism

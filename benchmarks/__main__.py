@@ -10,7 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
 from benchmarks import cases
+from benchmarks.concepts import value_vectors, value_vectors_at
 from benchmarks.memory import Peak, alone
+from benchmarks.probes import probe_features
+from benchmarks.surgery import surgery_apply, surgery_selection
 from benchmarks.timing import seconds
 from workbench.core.runtime import environment, pick_device
 from workbench.load.models import Model
@@ -66,6 +69,8 @@ def section(asked: Asked) -> str:
     rows = [*cases.weight_scores(model, sets, asked.tokens, repeats=asked.repeats, brief=asked.brief)]
     if not asked.brief:
         rows += [*cases.unlearning_step(model, sets, asked.tokens), *cases.suite(model, sets, asked.tokens)]
+        rows += [*probe_features(model, sets, asked.tokens, repeats=asked.repeats), *value_vectors(model)]
+        rows += [*value_vectors_at(device), *surgery_selection(device), *surgery_apply(device)]
         rows += [*cases.mask_selection(device, asked.scores), *cases.start_up()]
     machine = environment()
     where = machine["gpu"] if device.type == "cuda" else f"CPU, {machine['threads']} threads"

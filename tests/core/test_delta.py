@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.core import change as change_module
 from workbench.core.change import Columns, Dense, Indices, LowRank, Rows, add, smallest
 from workbench.core.delta import applied, apply, undo
 from workbench.core.errors import InputError, MismatchError, NumericsError, ShapeError, UndoError, UnknownNameError
@@ -56,6 +57,29 @@ def test_apply_adds_once_rounded_and_undo_restores_the_bits(model, form):
     assert torch.equal(now[NAME][~touched], before[NAME][~touched])
     undo(model, d)
     assert same(before, bits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["rows", "columns", "indices", "low_rank", "dense"])
+def test_slices_are_added_block_by_block_and_a_zero_changes_no_bit(monkeypatch, form, dtype):
+    monkeypatch.setattr(change_module, "_BLOCK", 40)  # two rows of 17 at a time, the last block shorter; columns of 23 one by one
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(23, 17, generator=source).to(dtype)
+    weight[weight.abs() < 0.2] = -0.0
+    change = forms((23, 17))[form]
+    if form == "rows":
+        change = Rows(torch.tensor([3, 22, 0, 9, 1]), torch.randn(5, 17, generator=source), (23, 17))
+    for tensor in change.tensors().values():
+        if tensor.is_floating_point() and form != "low_rank":
+            tensor.view(-1)[::2] = 0.0
+            tensor.view(-1)[1::4] = -0.0
+    before, dense = weight.clone(), change.dense()
+    change.add_to(weight)
+    # w + d in float32 (float64 of a float64 weight), rounded once; where d is 0.0 or -0.0, the very bits, those of -0.0 too
+    sum_ = (before.to(torch.promote_types(dtype, torch.float32)) + dense).to(dtype)
+    want = torch.where(dense == 0, before, sum_)
+    assert torch.equal(weight.view(torch.uint8), want.view(torch.uint8))
+    assert change_module.kept(change, before).data_ptr() != before.data_ptr()
 
 
 def test_overlapping_edits_come_back_in_reverse_order(model):

@@ -98,7 +98,7 @@ def test_holding_at_zero_has_no_random_counterpart():
 def test_noise_is_not_its_own_control():
     # both were drawn from the same seed's first numbers once, and the control was the edit
     model = model_of("llama")
-    mine, other = (edit.ablate_value_vectors(model, [(0, 1), (0, 5)], control=c, seed=3) for c in ("", "change"))
+    mine, other = (edit.ablate_value_vectors(model, [(0, 1)], control=c, seed=3) for c in ("", "change"))
     one, two = (next(iter(d.changes.values())).values for d in (mine, other))
     assert float(torch.nn.functional.cosine_similarity(one, two, dim=0).abs().max()) < 0.7
     mine, other = (edit.surgery(model, direction().random(seed=3), rows=4, control=c, seed=3) for c in ("", "change"))

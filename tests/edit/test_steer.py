@@ -120,6 +120,20 @@ def test_directions_of_neurons_and_heads_steer_them():
             edit.steer(model, direction(site=site, width=31))
 
 
+@pytest.mark.parametrize("site", ["mlp.pre", "mlp.pre_linear"])
+def test_a_part_of_a_fused_projection_is_steered_and_measured_alone(site):
+    model, d = model_of("phi3"), direction(site=site, width=48)
+    place = f"blocks.1.{site}"
+    part = slice(0, 48) if site == "mlp.pre" else slice(48, 96)  # Phi-3 gate_up_proj: gate first
+    every = torch.cat([truth.outputs(model.hf, "model.layers.1.mlp.gate_up_proj", row)[:, part] for row in ROWS])
+    found = edit.steer(model, d, strength=2.0, unit="residual", texts=TEXTS)
+    assert found.provenance.notes["mean_norm"] == pytest.approx(float(every.norm(dim=1).mean()), rel=1e-9)
+    with patch(model, {place: lambda x: x + 2 * every.norm(dim=1).mean() * d.vector.double()}):
+        want = logits(model, tokens())
+    with applied(model, found):
+        torch.testing.assert_close(logits(model, tokens()), want, **FLOAT32)
+
+
 def test_controls_keep_the_length():
     model, d = model_of("llama"), direction(site="resid_post")
     mine, place, change = (edit.steer(model, d, strength=2.0, control=c, seed=3) for c in ("", "place", "change"))

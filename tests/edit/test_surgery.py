@@ -160,17 +160,21 @@ def test_rows_of_zeros_have_no_cosine_and_are_never_chosen():
         edit.surgery(model, d, rows=129, scope="layer")
 
 
-def test_all_rows_are_one_low_rank_change_and_the_same_numbers():
-    model, d = model_of("llama"), direction()
-    every = edit.surgery(model, d, choose="all", strength=0.3)
-    rows = edit.surgery(model, d, rows=144, strength=0.3)
-    assert {type(c).__name__ for c in every.changes.values()} == {"LowRank"}
-    for name, change in every.changes.items():
-        torch.testing.assert_close(change.dense(), rows.changes[name].dense(), rtol=1e-6, atol=0)  # one float32 product each
-    columns = edit.surgery(model, d, matrix="down", choose="all")
-    want = edit.surgery(model, d, matrix="down", fraction=1.0)
-    for name, change in columns.changes.items():
-        torch.testing.assert_close(change.dense(), want.changes[name].dense(), rtol=1e-6, atol=0)
+@pytest.mark.parametrize(
+    ("name", "matrix"), [("llama", "gate"), ("llama", "down"), ("gpt2", "in"), ("phi3", "up"), ("gpt_neox", "k")]
+)
+def test_all_rows_are_moved_and_low_rank_where_they_are_a_whole_tensor(name, matrix):
+    model, d = model_of(name), direction()
+    vectors = [d.vector.double().tolist()] * 3
+    total = 3 * len(truth.lines(name, matrix, 0))
+    want = expected_of(model, truth.surgery(bits(model), name, matrix, vectors, total), vectors, 0.3)
+    found = edit.surgery(model, d, matrix=matrix, choose="all", strength=0.3)
+    for parameter, change in dense(model, found).items():
+        torch.testing.assert_close(change, want[parameter], rtol=1e-6, atol=1e-8)  # values are float32
+    fused = matrix in ("up", "k") and name != "llama"
+    form = {True: "Rows"}.get(fused, "LowRank")
+    assert {type(c).__name__ for c in found.changes.values()} == {form}
+    assert edit.surgery(model, d, matrix=matrix, rows=total, strength=0.3).id == found.id
 
 
 def test_ties_go_to_the_lower_layer_and_line_and_random_follows_its_seed():

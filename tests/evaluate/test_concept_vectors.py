@@ -72,6 +72,7 @@ def test_an_untouched_model_has_exactly_one_zero_and_one(stories):
     for dtype in (torch.float32, torch.bfloat16):
         stories.hf.to(dtype)
         places = [Place(layer, neuron) for layer in range(5) for neuron in range(40)]
+        assert written(stories, places).vectors.dtype == torch.float32
         found = compare(written(stories, places), written(stories, places))
         for name, value in {"cosine": 1.0, "l2_distance": 0.0, "relative_l2": 0.0, "jaccard": 1.0}.items():
             assert (found[name] == value).all(), name
@@ -199,6 +200,10 @@ def test_another_model_as_the_edited_one():
     cosines = [float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))) for a, b in (vectors, both)]
     assert found["cosine", "vectors"].value == pytest.approx(np.mean(cosines), rel=1e-5)
     assert found["bleu", "qa"].note == "against the untouched model's answers"
+    said, says = (ask(m, [row], max_new_tokens=4) for m in (model, other))
+    assert said["qa"] != says["qa"]
+    assert found["rouge_l_f", "qa"] == behavioral(says, said)[1]
+    assert found["rouge_l_f", "qa"].value < 1
     with pytest.raises(MismatchError, match="has other parameters or another tokenizer"):
         concept_vectors(model, tiny(torch.float32, n_layers=1), row)
 

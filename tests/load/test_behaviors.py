@@ -8,7 +8,8 @@ import yaml
 
 from workbench.core.errors import DataError, InputError, UnknownNameError
 from workbench.core.store import file_sha256
-from workbench.load.behaviors import LabelledText, LabelledTexts, behavior, behaviors, labelled
+from workbench.load.behaviors import behavior, behaviors
+from workbench.load.labelled import LabelledText, LabelledTexts, labelled
 
 ROWS = [
     {"id": "a", "text": "I am <i>glad</i>", "label": 1, "group": "x"},

@@ -12,7 +12,7 @@ from tests.reference.tiny_models import tiny_model
 from tests.tiny import WORDS, tiny
 from workbench.core.errors import DataError, InputError, NumericsError, ShapeError, UnknownNameError
 from workbench.core.statistics import bootstrap
-from workbench.probe import At, fit
+from workbench.probe import At, fit, logistic
 from workbench.trace.features import Features
 
 D = 12
@@ -174,6 +174,7 @@ def test_values_and_intervals_are_those_of_the_definitions(plant):
     from workbench.probe.task import task_of
 
     held = task_of(sentences(n), labels.tolist(), None, numeric=False, positive=None, held_out=0.3, seed=3).held
+    np.testing.assert_array_equal(sweep.held, held)
     assert sweep.n == len(held) == round(0.3 * (labels == 1).sum()) + round(0.3 * (labels == 0).sum())
     decision, y = sweep.probes[0].decision(x[held].astype(np.float32))[:, 0], labels[held]
     assert sweep.value[0, 0] == pytest.approx(truth.auc(decision, y == 1))
@@ -187,9 +188,38 @@ def test_values_and_intervals_are_those_of_the_definitions(plant):
         return np.hstack([zeros <= 0, ones > 0]).mean(axis=1)
 
     order = [decision[y == 0], decision[y == 1]]
-    # the same resamples of both classes; accuracy is exact in float64
-    expected = bootstrap(right, *order, seed=3)
-    assert (sweep.low[0, 1], sweep.high[0, 1]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+    def area(zeros, ones):
+        return (ones[:, :, None] > zeros[:, None, :]).mean(axis=(1, 2))  # no ties among the rows of a sample of reals
+
+    # the same resamples of both classes, so the same but for rounding
+    for metric, statistic in ((0, area), (1, right)):
+        expected = bootstrap(statistic, *order, seed=3)
+        assert (sweep.low[0, metric], sweep.high[0, metric]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+def test_controls_and_folds_are_those_of_a_plain_loop(plant):
+    from workbench.probe.task import task_of
+
+    n = 150
+    labels = (np.random.default_rng(4).random(n) < 0.4).astype(int)
+    x = (noise(n) + labels[:, None] * VECTOR).astype(np.float32)
+    plant(x)
+    sweep = fit(tiny(), sentences(n), labels.tolist(), seed=3, controls=3, options={"C": 0.5})
+    task = task_of(sentences(n), labels.tolist(), None, numeric=False, positive=None, held_out=0.3, seed=3)
+    y = labels[task.train]
+    for k in range(3):
+        permuted = np.random.default_rng([3, k]).permutation(y)
+        control = logistic(x[task.train], permuted, C=0.5).decision(x[task.held])[:, 0]
+        assert sweep.shuffled[0, 0, k] == pytest.approx(truth.auc(control, labels[task.held] == 1))
+        assert sweep.shuffled[0, 1, k] == pytest.approx(((control > 0) == labels[task.held]).mean())
+    assert len(task.inner) == 5
+    folds = []
+    for seen, asked in task.inner:
+        assert sorted([*seen, *asked]) == list(range(len(y)))
+        one = logistic(x[task.train[seen]], y[seen], C=0.5).decision(x[task.train[asked]])[:, 0]
+        folds.append(truth.auc(one, y[asked] == 1))
+    assert sweep.cross_validated[0] == pytest.approx(np.mean(folds))
 
 
 def test_three_classes_and_numbers(plant):
@@ -200,6 +230,7 @@ def test_three_classes_and_numbers(plant):
     names = [["left", "right", "up"][label] for label in labels]
     sweep = fit(tiny(), sentences(n), names)
     assert (sweep.classes, sweep.metrics) == (("left", "right", "up"), ("auc", "accuracy", "balanced_accuracy"))
+    assert sweep.probes[0].classes == sweep.classes
     assert sweep.value[0].min() > 0.9
     for c, name in enumerate(sweep.classes):
         other = axes[c] - axes.mean(0)  # against the mean of the classes
@@ -251,7 +282,7 @@ def test_options_reach_the_fitter_and_the_pooling(monkeypatch):
     values = torch.randn(n, D, generator=torch.Generator().manual_seed(0))
 
     def made(model, rows, **options):
-        asked.update(options)
+        asked.update(options, rows=rows)
         return Features({("mlp_out", 1): values}, options["pool"], options["bos"], 7)
 
     monkeypatch.setattr("workbench.probe.behavior.features", made)
@@ -260,6 +291,10 @@ def test_options_reach_the_fitter_and_the_pooling(monkeypatch):
     strong = fit(model, texts, labels, options={"C": 1e-4}, max_tokens=5, **options)
     weak = fit(model, texts, labels, options={"C": 1.0}, **options)
     assert {key: asked[key] for key in options} == options
+    assert model.tokenizer.decode(asked["rows"][0].tokens) == texts[0]
+    model.tokenizer.chat_template = "{% for m in messages %}what is {{ m['content'] }}{% endfor %}"
+    fit(model, texts, labels, chat=True, **options)
+    assert model.tokenizer.decode(asked["rows"][0].tokens) == f"what is {texts[0]}"
     assert np.linalg.norm(strong.probes[0].weight) < 0.1 * np.linalg.norm(weak.probes[0].weight)
     assert strong.provenance.options["options"] == {"C": 1e-4}
     assert strong.provenance.notes["texts_cut"] == sum(len(text.split()) > 5 for text in texts) > 0

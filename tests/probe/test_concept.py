@@ -278,6 +278,8 @@ def test_selecting_rows_do_not_report():
         gap = drops(model, places, half.answers)[:, 0].mean(1) - drops(model, places, half.unrelated)[:, 0].mean(1)
         np.testing.assert_allclose(found[name], gap, rtol=1e-9, atol=1e-12)
     assert (np.diff(found["selected"]) <= 0).all()
+    assert found.beats_control.tolist() == [low > 0 for low in found["advantage_low"]]
+    assert ((found["advantage_low"] <= 0) & (found["advantage_high"] > 0)).any()  # an interval around 0 beats nothing
     assert list(found.ranked) == found.places
     other_half = find_concept(model, rows, other, n_candidates=40, report=40, k=2, seeds=[0], seed=1)
     assert [row.id for row in other_half.held_out.answers] != [row.id for row in found.held_out.answers]

@@ -203,6 +203,14 @@ def test_frames():
     assert (by_layer.logprob <= by_layer.logprob_high).all()
 
 
+def test_a_text_of_one_token_has_no_next():
+    table = logit_lens(tiny(), "sky")
+    assert np.isnan(table.rank()).all()
+    assert "no finite value to show" in table._repr_html_()
+    with pytest.raises(DataError, match="no token follows any of the positions kept"):
+        table.by_layer()
+
+
 def test_pictures_are_static_and_escaped():
     table = logit_lens(tiny(), TEXT)
     wicked = dict.fromkeys(table.words, "<script>alert(1)</script>\x1b & ")

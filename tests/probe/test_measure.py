@@ -170,6 +170,11 @@ def test_noise_of_a_true_probability_is_not_zero_and_shrinks():
     assert small.value == pytest.approx(0.1, rel=0.15)
     assert large.value == pytest.approx(0.01, rel=0.15)
     assert small.low < small.value < small.high
+    p = np.array([0.9, 0.2, 0.6])
+    drawn = np.random.default_rng(4).random((500, 3)) < p
+    assert measure.calibration_noise(p, seed=4, bins=2).value == pytest.approx(
+        np.mean([truth.calibration_error(p, line.astype(float), 2) for line in drawn])
+    )
 
 
 # --- the judge --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from workbench.probe import At, LinearProbe, ProbeSweep, fit
 from workbench.trace.features import features
 
 NAN = float("nan")
-TABLES = ("value", "low", "high", "chance", "shuffled", "words", "gain", "cross_validated", "calibration", "reliability")
+TABLES = ("value", "low", "high", "chance", "shuffled", "words", "gain", "cross_validated", "calibration", "reliability", "held")
 
 
 def made(*, sites=("resid_post",), n_layers=3, classes=("<b>no</b>", "yes"), controls=4, seed=0):
@@ -46,8 +46,8 @@ def made(*, sites=("resid_post",), n_layers=3, classes=("<b>no</b>", "yes"), con
         cross_validated=crossed,
         calibration=np.array([[0.05, 0.04, 0.02, 0.06]] * n),
         reliability=np.array([[[0.2, 0.25, 10.0], [0.8, 0.7, 10.0]]] * n),
+        held=np.arange(20) * 2,
         n_train=50,
-        n=20,
         provenance=Provenance("logistic", "model", {"texts": "abc"}, options, 3, notes=notes),
     )
 
@@ -103,7 +103,7 @@ def test_a_direction_can_be_saved(tmp_path):
     back = Direction.load(tmp_path / "d.safetensors")
     assert torch.equal(back.vector, found.vector)
     assert back.provenance.notes == found.provenance.notes
-    no_interval = replace(made(), low=np.full((3, 3), NAN), high=np.full((3, 3), NAN)).direction(0)
+    no_interval = replace(made(), value=np.full((3, 3), NAN), low=np.full((3, 3), NAN), high=np.full((3, 3), NAN)).direction(0)
     no_interval.save(tmp_path / "d.safetensors")  # JSON has no NaN
     assert Direction.load(tmp_path / "d.safetensors").provenance.notes["auc_interval"] == [None, None]
 
@@ -167,6 +167,7 @@ def test_scores_on_an_edited_and_on_another_model():
 
 def test_frame():
     sweep = made()
+    sweep.gain[1, :, 1] = [-0.1, 0.1, -0.1]
     frame = sweep.frame()
     assert list(frame["metric"]) == ["auc", "accuracy", "balanced_accuracy", "calibration_error"] * 3
     line = frame[(frame["layer"] == 1) & (frame["metric"] == "accuracy")].iloc[0]

@@ -130,12 +130,23 @@ def test_snippets_are_where_the_coefficients_are_largest():
 
 
 def test_snippets_do_not_count_what_the_tokenizer_puts_in_front(stories):
-    """The beginning-of-text token of stories260K has coefficients of its own, which are no reading of a text."""
+    """At neurons whose largest coefficient is that of the beginning-of-text token: it is no reading of a text."""
     texts = ["Once upon a time there was a little girl.", "The dog ran."]
-    for place in (Place(0, 5), Place(4, 60)):
-        for s in snippets(stories, [place], texts, count=2)[0]:
+    sizes = []
+    for text in texts:
+        with capture(stories, ["blocks.2.mlp.post"]) as kept, torch.no_grad():
+            stories.hf(torch.tensor([stories.tokenizer(text)["input_ids"]]))
+        sizes.append(kept["blocks.2.mlp.post"][0].abs())
+    peaks = torch.stack([each[1:].amax(0) for each in sizes])
+    loud = (sizes[0][0] > 1.1 * peaks.amax(0)).nonzero().flatten().tolist()
+    assert loud
+    for neuron, order in ((neuron, order) for neuron in loud[:3] for order in (texts, texts[::-1])):
+        found = snippets(stories, [Place(2, neuron)], order, count=2)[0]
+        assert abs(found[0].coefficient) >= abs(found[1].coefficient)  # nor does it rank the texts
+        for s in found:
             assert "<s>" not in s.tokens
             assert max(abs(m) for m in s.coefficients) == abs(s.coefficient)
+            assert abs(s.coefficient) == pytest.approx(float(peaks[texts.index(order[s.text]), neuron]), rel=1e-5)
 
 
 def test_long_texts_are_cut_around_the_peak(stories):
@@ -145,9 +156,10 @@ def test_long_texts_are_cut_around_the_peak(stories):
 
 
 def test_card():
-    card = by_hand()
-    card = value_vectors(card, k=3).card(0, 3, TEXTS, count=2)
+    card = value_vectors(by_hand(), k=3).card(0, 3, ["what <b> is the color", "the <script> sky"], count=2)
     html = card._repr_html_()
+    assert html.count("&lt;unk&gt;") == 3  # of words the tokenizer does not know, and a bottom token
+    assert "<unk>" not in html
     assert "value vector 0/3" in html
     assert "&lt;end&gt;" in html
     assert "<end>" not in html

@@ -32,23 +32,29 @@ def edit(
 ) -> None:
     """Compute an edit without training; writes the change as a Delta to OUT, and its controls beside it."""
     from workbench.core.registry import edit as edits
-    from workbench.edit import size
+    from workbench.edit import size, with_controls
     from workbench.load.models import load
 
     member = edits[method]
     options = member.check_options(options_of(option) | _texts(member, texts))
     where = _where(member, forget, retain, root, direction, layer, place)
     loaded = load(model, device=device, dtype=dtype)
-    delta = member.function(loaded, *where, **options)
-    finish(loaded, delta, out, export)
-    typer.echo(f"edit: {size(loaded, delta)}")
-    for name, kind in (("elsewhere", "place"), ("random", "change")):
-        if not controls or "control" not in member.options or options.get("control"):
-            break
-        control = member.function(loaded, *where, **options, control=kind)
-        beside = out.with_name(f"{out.stem}-{name}{out.suffix}")
-        control.save(beside)
-        typer.echo(f"control, {name}: {size(loaded, control)}: {beside}")
+    if not controls or "control" not in member.options or options.get("control"):
+        delta = member.function(loaded, *where, **options)
+        finish(loaded, delta, out, export)
+        typer.echo(f"edit: {size(loaded, delta)}")
+        return
+    seed = options.pop("seed", 0)
+    found = with_controls(method, loaded, *where, seed=seed, options={k: v for k, v in options.items() if k != "control"})
+    finish(loaded, found.delta, out, export)
+    typer.echo(f"edit: {found.sizes['edit']}")
+    for name, said in (("place", "elsewhere"), ("change", "random")):
+        if name in found.missing:
+            typer.echo(f"control, {said}: none; {found.missing[name]}")
+            continue
+        beside = out.with_name(f"{out.stem}-{said}{out.suffix}")
+        found.arms[name].save(beside)
+        typer.echo(f"control, {said}: {found.sizes[name]}: {beside}")
 
 
 def _where(
@@ -66,7 +72,7 @@ def _where(
     needs = {"sets": ("--forget and --retain", forget and retain), "direction": ("--direction", direction)}
     said, there = needs.get(member.about["where"], ("--place", place))
     if not there:
-        raise InputError(f"edit {member.name}: give {said}, which say what is changed.")
+        raise InputError(f"edit {member.name}: give {said}; without, there is nothing that says what to change.")
     if member.about["where"] == "sets":
         return sets_of(str(forget), str(retain), root)
     if member.about["where"] == "direction":

@@ -2,7 +2,7 @@
 
     add       x[..., index] += values            steering: a vector added to the residual stream
     set       x[..., index]  = values            mean ablation: a head's or a neuron's output held at a constant
-    project   x -= (x . values) values           directional ablation: a direction removed (values of norm 1, all features)
+    project   x -= (x . values) values           directional ablation: a direction removed (values of norm 1; less, in part)
 
 Each acts on every position of every pass alike, so a batch, its padding, a cache and generation change nothing about it.
 """

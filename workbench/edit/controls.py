@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
-from workbench.core.change import Along
+from workbench.core.change import Along, Change
 from workbench.core.delta import Delta
 from workbench.core.errors import InputError
+from workbench.core.names import places
 from workbench.core.picture import table
 from workbench.core.registry import edit as registry
 from workbench.core.svg import number, tag
@@ -42,17 +41,16 @@ class Edited:
         return f"Edited({self.delta.provenance.method!r}; {said})"
 
     def _repr_html_(self) -> str:
-        head = ["", "tensors", "touched", "weights", "share", "‖Δ‖", "‖Δ‖/‖W‖", "by hooks", "file"]
+        head = ["", "touched", "weights", "share", "‖Δ‖", "‖Δ‖/‖W‖", "by hooks", "file"]
         rows = [[ARMS[name], *_row(delta, self.sizes[name])] for name, delta in self.arms.items()]
-        about = self.delta.provenance
-        options = ", ".join(
-            f"{key}={value}" for key, value in about.options.items() if key not in ("places", "edited", "direction")
-        )
         said = [tag("p", f"{ARMS[name]}: {reason}") for name, reason in self.missing.items()]
         layers = [
             [one.layer, f"{one.n_parameters:,}", number(one.delta_norm), _ratio(one.ratio)] for one in self.sizes["edit"].layers
         ]
-        by_layer = table(["the edit by layer", "weights", "‖Δ‖", "‖Δ‖/‖W‖"], layers) if layers else Markup("")
+        by_layer = table(["the edit by layer", "weights", "‖Δ‖", "‖Δ‖/‖W‖"], layers) if layers else ""
+        about = self.delta.provenance
+        hidden = ("places", "edited", "direction", "control")
+        options = ", ".join(f"{key}={value}" for key, value in about.options.items() if value is not None and key not in hidden)
         title = tag("p", tag("b", about.method), f" ({options}): {about.notes.get('why', '')}")
         return str(tag("div", title, table(head, rows), *said, by_layer))
 
@@ -93,22 +91,34 @@ def with_controls(method: str, model: Model, where: Any, *, seed: int = 0, optio
 
 
 def _row(delta: Delta, one: Size) -> list[str]:
-    forms = [
-        f"{len(c.index):,} {type(c).__name__.lower()}" if isinstance(c, Along) else type(c).__name__ for c in delta.changes.values()
-    ]
-    shown = ", ".join(forms[:4]) + (" ..." if len(forms) > 4 else "")
-    hooks = ", ".join(f"{hook.kind} {hook.site}" for hook in delta.hooks[:4]) + (" ..." if len(delta.hooks) > 4 else "")
-    weights, share = f"{one.n_parameters:,}", f"{one.share:.3%}"
+    hooks = [f"{hook.kind} {hook.site} ({len(hook.index)} features)" for hook in delta.hooks]
     return [
-        f"{len(delta.changes)}",
-        shown or "–",
-        weights,
-        share,
+        _few(_touched(delta)),
+        f"{one.n_parameters:,}",
+        f"{one.share:.3%}",
         number(one.delta_norm),
         _ratio(one.ratio),
-        hooks or "–",
+        _few(hooks),
         f"{one.bytes / 1024:,.1f} KiB",
     ]
+
+
+def _touched(delta: Delta) -> list[str]:
+    """What is changed of every kind of matrix, and in how many of them: "mlp.gate_proj.weight (4): 138 rows"."""
+    kinds: dict[str, list[Change]] = {}
+    for name, place in places(delta.changes).items():
+        kinds.setdefault(place.kind, []).append(delta.changes[name])
+    said = []
+    for kind, changes in kinds.items():
+        forms = {type(change).__name__.lower() for change in changes}
+        lines = sum(len(change.index) for change in changes if isinstance(change, Along))
+        what = " and ".join(sorted(forms)).replace("lowrank", "low rank")
+        said.append(f"{kind} ({len(changes)}): {f'{lines:,} ' if lines else ''}{what}")
+    return said
+
+
+def _few(said: list[str]) -> str:
+    return ", ".join(said[:4]) + (" ..." if len(said) > 4 else "") or "–"
 
 
 def _ratio(ratio: float | None) -> str:

@@ -39,7 +39,12 @@ def finish(
     found = Delta(kept, about, left)
     by = {(True, True): "both", (True, False): "weights", (False, True): "hooks"}.get((bool(kept), bool(left)), "nothing")
     said = {**size(model, found).as_notes(), "by": by, "why": why, **(notes or {})}
-    return replace(found, provenance=replace(about, notes=said))
+    return noted(found, said)
+
+
+def noted(delta: Delta, notes: Mapping[str, Any]) -> Delta:
+    """The same Delta with more to say about it."""
+    return replace(delta, provenance=replace(delta.provenance, notes={**delta.provenance.notes, **notes}))
 
 
 def named(direction: Direction) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from workbench.core.direction import Direction
 from workbench.core.errors import InputError, ModelError, ShapeError, UnknownNameError, unknown
 from workbench.core.registry import edit
 from workbench.edit.compare import logit_gap, rounding
-from workbench.edit.finish import finish, named
+from workbench.edit.finish import finish, named, noted
 from workbench.edit.hold import bias_of, weight_of
 from workbench.edit.lines import products
 from workbench.edit.places import check_control, elsewhere, layers_of, stream
@@ -86,13 +86,12 @@ def orthogonalize(
     used = direction.random(seed=stream(seed, "random direction")) if control == "change" else direction
     asked = Asked(used.vector.double(), strength, edited, layers is None)
     options |= {"direction": named(direction), "edited": edited}
-    notes: dict[str, Any] = {}
     by_hooks = finish(model, "orthogonalize", {}, _hooks(model, asked), options=options, why="hooks, as asked for", seed=seed)
     if how == "hooks" or not strength:
         return by_hooks
     changes = _weights(model, asked)
     made = finish(model, "orthogonalize", changes, options=options, why="weights and biases, as asked for", seed=seed)
-    notes["gap"] = logit_gap(model, made, by_hooks)
+    notes: dict[str, Any] = {"gap": logit_gap(model, made, by_hooks)}
     causes = _causes(model, asked)
     if notes["gap"] > (rounding(torch.float32) if causes else rounding(model.dtype)):
         notes["gap_causes"] = causes or [
@@ -103,9 +102,9 @@ def orthogonalize(
             f"orthogonalize: in {type(model.hf).__name__} removing the direction from the weights is not removing it from the "
             f"activations; logits differ by up to {notes['gap']:.3g} of their standard deviation. Cause: "
             f"{'; '.join(notes['gap_causes'])}. Use how='hooks' where only the stream should change.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return finish(model, "orthogonalize", changes, options=options, why="weights and biases, as asked for", seed=seed, notes=notes)
+    return noted(made, notes)
 
 
 def _hooks(model: Model, asked: Asked) -> list[Any]:

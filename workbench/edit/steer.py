@@ -10,7 +10,7 @@ from workbench.core.direction import Direction
 from workbench.core.errors import InputError, ModelError, ShapeError, UnknownNameError, unknown
 from workbench.core.registry import edit
 from workbench.edit.compare import logit_gap, rounding
-from workbench.edit.finish import finish, named
+from workbench.edit.finish import finish, named, noted
 from workbench.edit.hold import bias_of
 from workbench.edit.lines import readers
 from workbench.edit.means import Texts, declared, mean_norm
@@ -100,7 +100,7 @@ def steer(
             f"steer: how='bias' would not be exact in {type(model.hf).__name__}: with the bias, logits differ from those with the "
             f"hook by up to {gap:.3g} of their standard deviation. Use how='hooks'."
         )
-    return finish(model, "steer", {name: Dense(vector)}, options=options, why=why, seed=seed, data=data, notes=notes | {"gap": gap})
+    return noted(baked, {"gap": gap})
 
 
 def _place(model: Model, direction: Direction, layer: int, vector: Tensor | None = None) -> ActivationChange:

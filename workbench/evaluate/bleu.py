@@ -1,11 +1,10 @@
 """How much of one text's word sequences another text has: BLEU of single sentences."""
 
-from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from workbench.core.registry import metric
 from workbench.evaluate.pairing import paired
@@ -38,11 +37,6 @@ def bleu_of(*, reference: str, hypothesis: str) -> float:
     words = hypothesis.split()
     if not words or not reference.split():
         return 0.0
-    return float(_sentence_bleu()(references=[reference.split()], hypothesis=words))
-
-
-@cache
-def _sentence_bleu() -> Callable[..., Any]:
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # on first use: nltk takes a second
-
-    return partial(sentence_bleu, smoothing_function=SmoothingFunction().method3, auto_reweigh=True)
+    references, smoothing = [reference.split()], SmoothingFunction().method3
+    score: Any = sentence_bleu(references=references, hypothesis=words, smoothing_function=smoothing, auto_reweigh=True)
+    return float(score)

@@ -136,8 +136,8 @@ def fit(
         cross_validated=np.array([one.cross_validated for one in found]),
         calibration=np.array([one.calibration for one in found]),
         reliability=np.array([one.reliability for one in found]),
+        held=held,
         n_train=len(task.train),
-        n=len(held),
         provenance=about,
     )
 

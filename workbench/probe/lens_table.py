@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 from torch import Tensor
 
-from workbench.core.errors import InputError, unknown
+from workbench.core.errors import DataError, InputError, unknown
 from workbench.core.numerics import check_finite, wide
 from workbench.core.picture import heat_map
 from workbench.core.records import Provenance
@@ -92,11 +92,15 @@ class LensTable:
         """Per layer over positions: median rank, share ranked first, and mean ln p and KL with their 95 % intervals.
 
         The intervals are of a bootstrap over positions; those of one text depend on each other, so they are too narrow.
+
+        Raises: DataError where no position has the target.
         """
         import pandas as pd
 
         name = self._name(target)
         have, which = self.targets[name] != NONE, list(self.targets).index(name)
+        if not have.any():
+            raise DataError("LensTable.by_layer: no token follows any of the positions kept; keep more, or give the lens a target.")
         rows = []
         for i, layer in enumerate(self.layers):
             rank, logprob = self.ranks[i, which, have], self.logprobs[i, which, have]

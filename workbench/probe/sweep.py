@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 
 from workbench.core.direction import Direction
 from workbench.core.errors import InputError, MismatchError, unknown
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_TABLES = ("value", "low", "high", "chance", "shuffled", "words", "gain", "cross_validated", "calibration", "reliability")
+_TABLES = ("value", "low", "high", "chance", "shuffled", "words", "gain", "cross_validated", "calibration", "reliability", "held")
 
 
 class At(NamedTuple):
@@ -45,7 +45,8 @@ class ProbeSweep:
     cross_validated: [probe], the first metric, mean over folds of the training rows; what `best` goes by. NaN without folds.
     calibration: [probe 4], expected calibration error, and mean, low, high of what true probabilities would show; NaN without any.
     reliability: [probe bin 3], mean confidence, share right, held-out rows.
-    classes: sorted, the positive one last; none of numbers.   n_train, n: rows that trained and rows that judge.
+    classes: sorted, the positive one last; none of numbers.
+    held: positions of the n rows that judge.   n_train: how many others trained.
     """
 
     places: tuple[At, ...]
@@ -62,17 +63,25 @@ class ProbeSweep:
     cross_validated: Float64[np.ndarray, "probe"]
     calibration: Float64[np.ndarray, "probe 4"]
     reliability: Float64[np.ndarray, "probe bin 3"]
+    held: Int[np.ndarray, "held"]
     n_train: int
-    n: int
     provenance: Provenance
 
     def __len__(self) -> int:
         return len(self.places)
 
     @property
+    def n(self) -> int:
+        """Held-out rows."""
+        return len(self.held)
+
+    @property
     def beats_words(self) -> Bool[np.ndarray, "probe"]:
-        """Whether the interval of the gain over bag of words, in the first metric, lies above 0; of each probe by itself."""
-        return self.gain[:, 0, 1] > 0
+        """Whether a probe's interval lies above chance and that of its gain over bag of words above 0, in the first metric.
+
+        Of each probe by itself. Without the first condition a probe that knows nothing would beat words that mislead.
+        """
+        return self._beats(0)
 
     def best(self, site: str | None = None) -> At:
         """The place with the best cross-validated metric on the training rows.
@@ -121,7 +130,7 @@ class ProbeSweep:
             row = self.classes.index(cls)
             vector = weight[row] if len(self.classes) > 2 else weight[0] * (1 if row else -1)
             positive = cls
-        found = dict(zip(self.metrics, self.value[i].tolist(), strict=True))
+        found = dict(zip(self.metrics, _or_none(self.value[i].tolist()), strict=True))
         notes = {"positive": positive, "n": self.n, **found, "beats_words": bool(self.beats_words[i])}
         notes[f"{self.metrics[0]}_interval"] = _or_none([float(self.low[i, 0]), float(self.high[i, 0])])
         about = Provenance(
@@ -198,7 +207,7 @@ class ProbeSweep:
                 if control.size:
                     line |= {"shuffled": control.mean(), "shuffled_low": control.min(), "shuffled_high": control.max()}
                 line |= {"words": self.words[m, 0], **dict(zip(("gain", "gain_low", "gain_high"), self.gain[i, m], strict=True))}
-                line |= {"beats_words": bool(self.gain[i, m, 1] > 0)}
+                line |= {"beats_words": bool(self._beats(m)[i])}
                 line |= {"cross_validated": self.cross_validated[i]} if m == 0 else {}
                 lines.append(line)
             if np.isfinite(self.calibration[i, 0]):
@@ -237,7 +246,7 @@ class ProbeSweep:
             "probes": [{"log_odds": probe.log_odds, "notes": probe.notes} for probe in self.probes],
             "metrics": list(self.metrics),
             "classes": list(self.classes),
-            "n": [self.n_train, self.n],
+            "n_train": self.n_train,
             "provenance": self.provenance.as_dict(),
         }
         save_tensors(path, tensors, about)
@@ -257,11 +266,13 @@ class ProbeSweep:
             probes=probes,
             metrics=tuple(about["metrics"]),
             classes=classes,
-            n_train=about["n"][0],
-            n=about["n"][1],
+            n_train=about["n_train"],
             provenance=Provenance(**about["provenance"]),
             **{name: arrays[name] for name in _TABLES},
         )
+
+    def _beats(self, metric: int) -> Bool[np.ndarray, "probe"]:
+        return (self.gain[:, metric, 1] > 0) & (self.low[:, metric] > self.chance[metric])
 
     def _of(self, site: str | None) -> list[int]:
         """Positions of the probes of a site, all without."""

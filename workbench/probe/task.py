@@ -120,12 +120,13 @@ def _check_side(side: str, truth: np.ndarray, classes: tuple[Any, ...], held_out
 
 
 def _inner(strata: np.ndarray, groups: np.ndarray, truth: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Folds in which every class trains and judges; as many as the class with the fewest groups allows, at most FOLDS."""
+    """Folds in which every class trains and judges; as many as the class with the fewest groups allows, at most FOLDS.
+
+    One fold, or one without a class, is none: nothing could be learned, or judged, in it.
+    """
     groups = np.unique(groups, return_inverse=True)[1]
     classes = np.unique(strata)
     n = min(FOLDS, *(len(np.unique(groups[strata == c])) for c in classes))
-    if n < 2:
-        return []
     fold = folds(strata, groups, n=n, seed=seed)
     found = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n)]
     whole = [pair for pair in found if all(len(np.unique(strata[rows])) == len(classes) for rows in pair)]

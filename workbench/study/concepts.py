@@ -145,7 +145,7 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     begin(folder, _config(plan, folder), ("found.parquet", "sheet.json", "report.html"))
     causes = [state(model), *(part.fingerprint() for part in rows.values()), asdict(plan.settings)]
     points = [
-        Point(**kept(folder, [*causes, _decisive(arm)], lambda arm=arm: measure(on, arm).as_dict()) | {"arm": arm.name})
+        replace(Point(**kept(folder, [*causes, _decisive(arm)], lambda arm=arm: measure(on, arm).as_dict())), arm=arm.name)
         for arm in progress(plan.arms, label="arms", show=show)
     ]
     frames = [one.frame().assign(concept=concept.name) for one, concept in zip(on.found, on.concepts, strict=True)]

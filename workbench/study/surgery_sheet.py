@@ -104,7 +104,7 @@ def _at_strength(groups: Groups, matrices: Sequence[str], on: Bench) -> Section:
         for case in CASES:
             group = groups[matrix, case]
             forget, retain = mean_change(group, "forget"), mean_change(group, "retain")
-            worse = NONE if retain is None else tuple(_exp(v) for v in (retain.value, retain.low, retain.high))
+            worse = NONE if retain is None else (_exp(retain.value), _exp(retain.low), _exp(retain.high))
             factors = [point.factor for point in group if point.factor is not None]
             allowed = sum(factors) / len(factors) * on.strength if len(factors) == len(group) else math.nan
             size = f"{group[0].parameters:,}"
