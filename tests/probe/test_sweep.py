@@ -67,6 +67,15 @@ def test_the_best_is_not_the_one_with_the_best_held_out_value():
     assert partly.best() == At("resid_post", 2)
 
 
+def test_to_beat_words_that_mislead_is_not_enough():
+    """Gains whose interval lies above 0: of the probe below chance, of the one whose interval holds it, and of the one above."""
+    sweep = replace(made(), gain=np.full((3, 3, 3), 0.1), low=np.array([[0.3], [0.45], [0.55]]).repeat(3, axis=1))
+    assert sweep.beats_words.tolist() == [False, False, True]
+    frame = sweep.frame()
+    # accuracy is asked against its own chance, .6
+    assert frame[frame["metric"] == "accuracy"]["beats_words"].tolist() == [False, False, False]
+
+
 def test_a_direction_is_the_unit_weight():
     """w = (0, 3, 0, -4, 0) is (0, .6, 0, -.8, 0), and the other class the other way."""
     sweep = made()
@@ -184,10 +193,11 @@ def test_frame():
     expected |= {"gain": sweep.gain[1, 1, 0], "gain_low": sweep.gain[1, 1, 1], "gain_high": sweep.gain[1, 1, 2]}
     for key, one in expected.items():
         assert line[key] == pytest.approx(one), key
-    assert line["beats_words"] == (sweep.gain[1, 1, 1] > 0)
+    assert line["beats_words"] == (sweep.gain[1, 1, 1] > 0 and sweep.low[1, 1] > 0.6)
+    assert line["beats_words"] != frame[(frame["layer"] == 1) & (frame["metric"] == "auc")].iloc[0]["beats_words"]
     first = frame[frame["metric"] == "auc"]
     assert first["cross_validated"].tolist() == sweep.cross_validated.tolist()
-    assert first["beats_words"].tolist() == sweep.beats_words.tolist() == (sweep.gain[:, 0, 1] > 0).tolist()
+    assert first["beats_words"].tolist() == sweep.beats_words.tolist()
     assert set(sweep.beats_words) == {True, False}
     error = frame[frame["metric"] == "calibration_error"].iloc[0]
     assert (error["value"], error["chance"]) == (0.05, 0.04)
@@ -220,6 +230,8 @@ def test_what_it_says():
     )
     sweep = made()
     assert ("not said to beat it" in said) == (not sweep.beats_words[1])
+    worse = replace(sweep, gain=-np.abs(sweep.gain))
+    assert "bag of words 0.700 [0.650, 0.750]: not said to beat it" in repr(worse)
     better = replace(sweep, gain=np.abs(sweep.gain) + 0.1)
     assert "bag of words 0.700 [0.650, 0.750]: beats it" in repr(better)
     assert "of resid_post, chosen" in repr(made(sites=("resid_post", "mlp_out")))

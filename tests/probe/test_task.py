@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from workbench.probe.task import task_of
+from workbench.probe.split import folds
+from workbench.probe.task import inner_folds, task_of
 
 TEXTS = [f"text number {i}" for i in range(60)]
 
@@ -42,13 +43,12 @@ def test_folds_keep_groups_whole_and_are_no_more_than_a_class_has():
 
 
 def test_a_fold_without_a_class_is_none():
-    """Three ones in three groups (0, 3, 1) with twenty-one zeros; two of those groups are dealt to one fold."""
-    from workbench.probe.task import _inner
-
-    groups = np.array([4, 2, 4, 4, 4, 0, 2, 3, 1, 1, 3, 4, 2, 0, 3, 4, 1, 2, 1, 4, 0, 2, 4, 2])
-    truth = np.isin(np.arange(24), [5, 10, 16]).astype(int)
-    found = _inner(truth, groups, truth, 0)
-    assert len(found) == 2
-    assert all(truth[rows].any() for pair in found for rows in pair)
+    """Class 2 stands in groups 0 and 1 alone, which are dealt to one fold: the other could neither teach nor judge it."""
+    groups = np.array([2, 1, 3, 1, 2, 1, 1, 3, 0, 2, 1, 2, 3, 1, 2, 2, 1, 0])
+    truth = np.array([0, 2, 0, 2, 1, 1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 1, 0, 2])
+    assert folds(truth, groups, n=2, seed=0)[groups == 0][0] == folds(truth, groups, n=2, seed=0)[groups == 1][0]
+    assert inner_folds(truth, groups, truth, 0) == []
     alone = np.array([0] * 6 + [1] * 6)
-    assert _inner(alone, alone, alone, 0) == []  # one group a class: one fold, which would have nothing to learn from
+    assert inner_folds(alone, alone, alone, 0) == []  # one group a class: one fold, which would have nothing to learn from
+    flat = np.arange(12) // 6  # of numbers there is one stratum; a fold of equal ones cannot be ranked
+    assert inner_folds(np.zeros(12, dtype=int), flat, flat.astype(float), 0) == []

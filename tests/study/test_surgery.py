@@ -47,10 +47,16 @@ def test_the_cases_are_what_they_are_called(model, on):
     assert count["probe, all rows"] == count["random, all rows"] == total
     assert {count[name] for name in CASES if "all" not in name} == {round(0.1 * total)}
     assert rows["random, chosen rows"] == rows["probe, chosen rows"]
+    assert rows["random, random rows"] == rows["probe, random rows"]
     for name, chosen in rows["probe, chosen rows"].items():
         assert not chosen & rows["probe, random rows"].get(name, set())  # elsewhere, and as many in every layer
         assert len(chosen) == len(rows["probe, random rows"].get(name, set()))
         assert not chosen & rows["probe subtracted, aligned rows"].get(name, set())
+    for name in found["random, chosen rows"]:  # one random direction a layer, shared by the random cases
+        one, two, three = (found[f"random, {which} rows"][name] for which in ("chosen", "random", "all"))
+        some = [each[each.any(1)][0] for each in (one, two, three)]
+        for other in some[1:]:
+            assert float(torch.cosine_similarity(some[0], other, dim=0)) == pytest.approx(1.0, abs=1e-6)
     along = {d.layer: d.vector for d in on.directions["mlp_in"]}
     for case, difference in found.items():
         for name, moved in difference.items():
@@ -80,7 +86,7 @@ def test_a_point(model, on):
         np.testing.assert_array_equal(point.retain, row_nll(model, on.retain) - on.before["retain"])
     with applied(model, delta.scaled(point.factor)):
         np.testing.assert_array_equal(point.forget_at_budget, row_nll(model, on.forget) - on.before["forget"])
-    assert 0.98 * on.budget < point.used <= on.budget
+    assert 0.98 * on.budget <= point.used <= on.budget
     assert point.parameters == delta.n_touched
     assert model.fingerprint() == model.base_fingerprint()
 
@@ -89,10 +95,14 @@ def test_a_budget_out_of_reach_is_said(on):
     point = measure(replace(on, budget=1e6), Question("v", "random, chosen rows", 0))
     assert point.factor is None
     assert point.forget_at_budget == []
+    assert "it costs only" in point.note
+    broken = measure(replace(on, strength=1e38), Question("v", "probe, chosen rows", None))
+    assert broken.forget == broken.retain == []  # it breaks the model: no number, rather than an infinite one
+    assert 0.98 * on.budget <= broken.used <= on.budget  # a small part of it does not
 
 
 def a_point(case, seed, forget):
-    return Point("gate", case, seed, 1, 0.1, forget, [0.0], 1.0, 0.05, forget, [0.0])
+    return Point("gate", case, seed, 1, 0.1, forget, [0.0], 1.0, 0.05, forget, [0.0], "")
 
 
 def test_estimates_by_hand():
@@ -100,6 +110,9 @@ def test_estimates_by_hand():
     drawn = [a_point("random, chosen rows", 0, [0.0, 0.0, 2.0]), a_point("random, chosen rows", 1, [0.0, 2.0, 4.0])]
     assert mean_change(drawn, "forget").value == pytest.approx(4 / 3)  # rows (0, 1, 3)
     assert mean_change(drawn, "forget").n == 3  # rows, not rows times seeds
+    apart = [a_point("random, chosen rows", seed, [float(seed)] * 3) for seed in (0, 10)]
+    assert mean_change(apart, "forget")[:3] == (5.0, 0.0, 10.0)  # the rows agree, the seeds do not: the interval says so
+    assert advantage(apart, apart, "forget").low < 0  # seeds of two cases are drawn apart
     assert advantage(recipe, drawn, "forget").value == pytest.approx(5 / 3)  # (1, 1, 3)
     assert mean_change([*drawn, a_point("random, chosen rows", 2, [])], "forget") is None
 
@@ -153,6 +166,11 @@ def test_from_file_to_page_and_on(file, tmp_path, monkeypatch):
         (StudyError, "surgery.fraction is 2", "surgery.fraction=2"),
         (StudyError, "surgery.strength is 0", "surgery.strength=0"),
         (StudyError, "none twice", "surgery.seeds=[1, 1]"),
+        (StudyError, "surgery.seeds is 3, expected a list", "surgery.seeds=3"),
+        (StudyError, "each a int", "surgery.seeds=[a]"),
+        (StudyError, "surgery.budget is nan", "surgery.budget=.nan"),
+        (StudyError, "report_rows is 2.5, expected a whole number", "surgery.report_rows=2.5"),
+        (UnknownNameError, "unknown probe 'meen_difference'", "surgery.method=meen_difference"),
         (UnknownNameError, "unknown key of a surgery study", "arms={}"),
     ],
 )

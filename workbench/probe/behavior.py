@@ -67,8 +67,9 @@ def fit(
     an AUC of exactly 1 has the interval [1, 1], of which a bootstrap can say no more.
 
     Controls: `shuffled`, the same fit to permuted training labels; `words`, a bag of words and word pairs of the texts. A probe is
-    said to beat the words only where the paired interval of the difference lies above 0; each layer is asked by itself, so of
-    twenty layers without any gain one may seem to have it by chance. `best` chooses the layer on the training rows.
+    said to beat the words only where the paired interval of the difference lies above 0, and its own above chance; each layer is
+    asked by itself, so of forty layers without any gain one may seem to have it by chance. `best` chooses the layer on the
+    training rows.
 
     Args:
         texts, labels: one label a text. Two or more classes (bool, int or str), or finite numbers for method "ridge".

@@ -180,10 +180,8 @@ def _probe(sweep: ProbeSweep, i: int, x: Scale, y: Scale) -> list[Markup]:
     words = "beats bag of words" if beats else "not said to beat bag of words"
     says = tag("title", f"layer {layer}: {_interval(value, low, high)}, {words}")
     look = {"fill": BLUE} if beats else {"fill": "none", "stroke": BLUE, "stroke_width": 1.6}
-    bars = []
-    if low == low:  # in two parts, so that a hollow dot stays hollow
-        ends = [(y(high), y(value) - 3.4), (y(value) + 3.4, y(low))]
-        bars = [tag("path", d=f"M{x(layer):.2f} {a:.2f}V{b:.2f}", stroke=BLUE, stroke_width=1.6) for a, b in ends if b > a]
+    ends = [(y(high), y(value) - 3.4), (y(value) + 3.4, y(low))]  # two parts, so that a hollow dot stays hollow; none of NaN
+    bars = [tag("path", d=f"M{x(layer):.2f} {a:.2f}V{b:.2f}", stroke=BLUE, stroke_width=1.6) for a, b in ends if b > a]
     return [*bars, tag("circle", says, cx=x(layer), cy=y(value), r=3.4, **look)]
 
 

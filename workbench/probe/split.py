@@ -6,7 +6,7 @@ Rows belong together if they share a group, or have the same text; groups are jo
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float64, Int
 
 from workbench.core.numerics import permutation
 
@@ -32,37 +32,36 @@ def together(texts: Sequence[str], groups: Sequence[Hashable] | None = None) -> 
 def judging_rows(strata: Int[np.ndarray, "n"], groups: Int[np.ndarray, "n"], *, share: float, seed: int) -> Bool[np.ndarray, "n"]:
     """True for the rows that judge: close to `share` of every stratum, and groups whole.
 
-    Groups are taken in a random order, each if that brings the counts by stratum closer (in squares) to what is wanted. Where every
-    row is a group of its own, that is round(share x rows) of each stratum.
+    Groups are taken in a random order, each if that brings the shares of the strata closer (in squares) to what is wanted. Where
+    every row is a group of its own, that is round(share x rows) of each stratum.
     """
-    counts = _counts(strata, groups)
-    wanted = share * counts.sum(axis=0)
-    taken = np.zeros(counts.shape[1])
-    chosen = np.zeros(len(counts), dtype=bool)
-    for group in permutation(len(counts), seed):
-        if ((wanted - taken - counts[group]) ** 2).sum() < ((wanted - taken) ** 2).sum():
+    shares = _shares(strata, groups)
+    wanting = np.full(shares.shape[1], share)
+    chosen = np.zeros(len(shares), dtype=bool)
+    for group in permutation(len(shares), seed):
+        if ((wanting - shares[group]) ** 2).sum() < (wanting**2).sum() - 1e-12:
             chosen[group] = True
-            taken += counts[group]
+            wanting -= shares[group]
     return chosen[groups]
 
 
 def folds(strata: Int[np.ndarray, "n"], groups: Int[np.ndarray, "n"], *, n: int, seed: int) -> Int[np.ndarray, "n"]:
     """The fold of every row, 0 to n - 1: groups whole, strata spread evenly.
 
-    Groups are dealt in a random order, each to the fold with the fewest rows of its strata, then with the fewest rows.
+    Groups are dealt in a random order, each to the fold that has least of its strata, then least in all.
     """
-    counts = _counts(strata, groups)
-    dealt = np.zeros((n, counts.shape[1]))
-    chosen = np.zeros(len(counts), dtype=np.int64)
-    for group in permutation(len(counts), seed):
-        crowd = list(zip((dealt @ counts[group]).tolist(), dealt.sum(axis=1).tolist(), strict=True))
+    shares = _shares(strata, groups)
+    dealt = np.zeros((n, shares.shape[1]))
+    chosen = np.zeros(len(shares), dtype=np.int64)
+    for group in permutation(len(shares), seed):
+        crowd = list(zip((dealt @ shares[group]).tolist(), dealt.sum(axis=1).tolist(), strict=True))
         chosen[group] = min(range(n), key=crowd.__getitem__)
-        dealt[chosen[group]] += counts[group]
+        dealt[chosen[group]] += shares[group]
     return chosen[groups]
 
 
-def _counts(strata: Int[np.ndarray, "n"], groups: Int[np.ndarray, "n"]) -> Int[np.ndarray, "group stratum"]:
-    """How many rows of each stratum every group has."""
-    counts = np.zeros((int(groups.max()) + 1, int(strata.max()) + 1), dtype=np.int64)
+def _shares(strata: Int[np.ndarray, "n"], groups: Int[np.ndarray, "n"]) -> Float64[np.ndarray, "group stratum"]:
+    """Which share of each stratum's rows every group has: so a rare stratum weighs as much as a common one."""
+    counts = np.zeros((int(groups.max()) + 1, int(strata.max()) + 1))
     np.add.at(counts, (groups, strata), 1)
-    return counts
+    return counts / np.maximum(counts.sum(axis=0), 1)

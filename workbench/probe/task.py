@@ -64,7 +64,7 @@ def task_of(
     for side, rows in (("train", ~held), ("judge", held)):
         _check_side(side, truth[rows], classes, held_out)
     train = np.flatnonzero(~held)
-    return Task(truth, classes, named, train, np.flatnonzero(held), _inner(strata[train], named[train], truth[train], seed))
+    return Task(truth, classes, named, train, np.flatnonzero(held), inner_folds(strata[train], named[train], truth[train], seed))
 
 
 def _numbers(labels: Sequence[Any], positive: Any) -> Num[np.ndarray, "n"]:
@@ -119,7 +119,7 @@ def _check_side(side: str, truth: np.ndarray, classes: tuple[Any, ...], held_out
         )
 
 
-def _inner(strata: np.ndarray, groups: np.ndarray, truth: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def inner_folds(strata: np.ndarray, groups: np.ndarray, truth: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Folds in which every class trains and judges; as many as the class with the fewest groups allows, at most FOLDS.
 
     One fold, or one without a class, is none: nothing could be learned, or judged, in it.
@@ -129,5 +129,5 @@ def _inner(strata: np.ndarray, groups: np.ndarray, truth: np.ndarray, seed: int)
     n = min(FOLDS, *(len(np.unique(groups[strata == c])) for c in classes))
     fold = folds(strata, groups, n=n, seed=seed)
     found = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n)]
-    whole = [pair for pair in found if all(len(np.unique(strata[rows])) == len(classes) for rows in pair)]
-    return [pair for pair in whole if all(len(np.unique(truth[rows])) > 1 for rows in pair)]
+    least = max(2, len(classes))  # all classes; of numbers, two that differ
+    return [pair for pair in found if all(len(np.unique(truth[rows])) >= least for rows in pair)]

@@ -10,12 +10,14 @@ surgery:
   budget: 0.05                       # nats per token on retain rows, for the comparison at equal cost
   seeds: [0, 1, 2]
 
-The behavior is answering about the forget rows. One half of them, against retain rows, fits a direction for every layer; the edit
-is judged on the other half and on retain rows nobody looked at. See `surgery_grid` for the cases.
+The behavior is answering about the forget rows. One half of them, against retain rows, goes to the probe, which keeps three tenths
+of it to be judged on; the edit is judged on the other half and on retain rows nobody looked at. The strength that costs the budget
+is found on retain rows of its own. See `surgery_grid` for the cases.
 
     runs/NAME/points/KEY.json     one edit     runs/NAME/points.parquet     all of them     runs/NAME/sheet.json, report.html
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,7 +27,9 @@ import pandas as pd
 
 from workbench.core.direction import Direction, save_directions
 from workbench.core.errors import DataError, StudyError, unknown
+from workbench.core.numerics import permutation
 from workbench.core.records import Examples
+from workbench.core.registry import probe
 from workbench.core.runtime import progress
 from workbench.core.store import new_file
 from workbench.load.batches import encode_all
@@ -54,26 +58,9 @@ class Settings:
     budget: float = 0.05
     method: str = "mean_difference"
     probe_rows: int = 200
-    budget_rows: int = 48
+    budget_rows: int = 120
     report_rows: int = 100
     seeds: tuple[int, ...] = (0, 1, 2)
-
-    def __post_init__(self) -> None:
-        for matrix in self.matrices:
-            if matrix not in SITES:
-                raise unknown("matrix of surgery", matrix, SITES)
-        for name in ("fraction", "strength", "budget", "probe_rows", "budget_rows", "report_rows"):
-            if (
-                isinstance(getattr(self, name), bool)
-                or not isinstance(getattr(self, name), int | float)
-                or getattr(self, name) <= 0
-            ):
-                raise StudyError(f"surgery.{name} is {getattr(self, name)!r}, expected a positive number.")
-        if self.fraction > 1:
-            raise StudyError(f"surgery.fraction is {self.fraction:g}, expected a share of the rows, at most 1.")
-        for name in ("matrices", "seeds"):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise StudyError(f"surgery.{name} is {list(getattr(self, name))}, expected at least one, and none twice.")
 
 
 @dataclass(frozen=True)
@@ -99,13 +86,39 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     known("key of a surgery study", raw, KEYS)
     check_head(raw, path, ("name", "model", "data", "surgery"))
     body = mapping("surgery", raw["surgery"])
-    known("key of surgery", body, [f.name for f in fields(Settings)])
-    lists = {key: tuple(body[key]) for key in ("matrices", "seeds") if isinstance(body.get(key), list)}
-    settings = Settings(**{**body, **lists})
+    settings = _settings(body)
     model = resolve(str(raw["model"]), path.parent)
     check_source(model)
     rest = {key: str(raw[key]) for key in ("device", "dtype", "title") if key in raw}
     return Plan(str(raw["name"]), model, sources(raw["data"], path, ("forget", "retain")), settings, **rest)
+
+
+def _settings(body: Mapping[str, Any]) -> Settings:
+    """The settings of a study file, defaults filled in.
+
+    Raises: StudyError naming the first value that cannot be; UnknownNameError for a matrix or a probe nobody knows.
+    """
+    known("key of surgery", body, [f.name for f in fields(Settings)])
+    full = {**asdict(Settings()), **body}
+    for name, kind in (("matrices", str), ("seeds", int)):
+        given = full[name]
+        listed = isinstance(given, list | tuple) and len(given) > 0
+        if not listed or len(set(map(str, given))) < len(given) or not all(type(one) is kind for one in given):
+            raise StudyError(f"surgery.{name} is {given!r}, expected a list, at least one, none twice, each a {kind.__name__}.")
+        full[name] = tuple(given)
+    for name in ("fraction", "strength", "budget"):
+        value = full[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+            raise StudyError(f"surgery.{name} is {value!r}, expected a positive number.")
+    for name in ("probe_rows", "budget_rows", "report_rows"):
+        if type(full[name]) is not int or full[name] < 1:
+            raise StudyError(f"surgery.{name} is {full[name]!r}, expected a whole number of at least 1.")
+    if full["fraction"] > 1:
+        raise StudyError(f"surgery.fraction is {full['fraction']:g}, expected a share of the rows, at most 1.")
+    for matrix in full["matrices"]:
+        if matrix not in SITES:
+            raise unknown("matrix of surgery", matrix, SITES)
+    return Settings(**{**full, "method": probe[str(full["method"])].name})
 
 
 def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str] = (), show: bool = True) -> Path:
@@ -144,7 +157,7 @@ def prepare(model: Model, forget: Examples, retain: Examples, settings: Settings
         )
     fitted, reported = halves(forget)
     parts = split_retain(forget, retain, budget_rows=settings.budget_rows, report_rows=settings.report_rows)
-    others = parts.train[: settings.probe_rows]
+    others = parts.train.take(sorted(permutation(len(parts.train), 0)[: settings.probe_rows]))
     texts = [row.prompt for row in (*fitted, *others)]
     labels = [1] * len(fitted) + [0] * len(others)
     places = tuple(dict.fromkeys(SITES[matrix] for matrix in settings.matrices))

@@ -25,6 +25,7 @@ def sheet(title: str, points: Sequence[Point], sweep: ProbeSweep, on: Bench, set
     matrices = list(dict.fromkeys(point.matrix for point in points))
     sections = (
         _at_budget(groups, matrices, on),
+        _cost(groups, matrices, on),
         _differences(groups, matrices),
         _at_strength(groups, matrices, on),
         _probes(sweep),
@@ -35,22 +36,34 @@ def sheet(title: str, points: Sequence[Point], sweep: ProbeSweep, on: Bench, set
 def _reading(groups: Groups, matrices: Sequence[str], on: Bench) -> str:
     """What was done and what came out."""
     said = [
-        f"Rows of {listed(matrices)} were moved along a direction that tells questions about the forget rows from others. At a "
-        f"cost of {on.budget:g} nats per token on retain rows, the published recipe raised the forget answers' NLL by "
+        f"Rows of {listed(matrices)} (of down and o, columns) were moved along a direction that tells questions about the forget "
+        f"rows from others. At a cost of {on.budget:g} nats per token on {len(on.budget_rows)} retain rows, moving the rows most "
+        "opposed to the probe's direction along it raised the forget answers' NLL by "
         f"{listed(_amount(matrix, mean_change(groups[matrix, RECIPE], 'forget_at_budget')) for matrix in matrices)}."
     ]
     for control in CONTROLS:
-        better, worse = [], []
+        more, costlier, less, same, absent = [], [], [], [], []
         for matrix in matrices:
-            found = advantage(groups[matrix, RECIPE], groups[matrix, control], "forget_at_budget")
-            if found is not None and found.low > 0:
-                better.append(matrix)
-            if found is not None and found.high < 0:
-                worse.append(matrix)
-        rest = len(matrices) - len(better) - len(worse)
-        said.append(
-            f"Against “{control}” it forgot more in {listed(better)}, less in {listed(worse)}, and {rest} could not be told apart."
-        )
+            pair = groups[matrix, RECIPE], groups[matrix, control]
+            found, cost = (advantage(*pair, what) for what in ("forget_at_budget", "retain_at_budget"))
+            if found is None or cost is None:
+                absent.append(matrix)
+            elif found.low > 0:
+                (costlier if cost.low > 0 else more).append(matrix)
+            else:
+                (less if found.high < 0 else same).append(matrix)
+        parts = [
+            f"{word} in {listed(those)}"
+            for word, those in (
+                ("more", more),
+                ("more, but also at a larger cost on the reported retain rows,", costlier),
+                ("less", less),
+                ("neither", same),
+                ("not measured", absent),
+            )
+            if those
+        ]
+        said.append(f"Against “{control}” it forgot {'; '.join(parts)}.")
     return " ".join(said)
 
 
@@ -71,14 +84,25 @@ def _at_budget(groups: Groups, matrices: Sequence[str], on: Bench) -> Section:
     rows = [(matrix, *(_cell(found[matrix, case]) for case in CASES)) for matrix in matrices]
     return Section(
         "What was forgotten at one cost",
-        "Every edit was made stronger or weaker until it cost the budget on retain rows that are not reported. Each number is the "
+        f"Every edit was made stronger or weaker until it cost the budget on {len(on.budget_rows)} retain rows. Each number is the "
         f"rise of the mean NLL of the answers to {len(on.forget)} forget questions that the probe was not fitted on.",
         tuple(dots),
         "rise of the forget answers' NLL, nats per token",
         ("matrix", *CASES),
         tuple(rows),
-        "Means over rows with 95 % bootstrap intervals over rows; what is drawn is averaged over seeds first. –: the budget was "
-        "not spent at 64 times the strength.",
+        "Means over rows and seeds with 95 % bootstrap intervals that draw rows and seeds. –: not measured at the budget.",
+    )
+
+
+def _cost(groups: Groups, matrices: Sequence[str], on: Bench) -> Section:
+    """What the same edits cost on rows that did not set their strength."""
+    rows = [(matrix, *(_cell(mean_change(groups[matrix, case], "retain_at_budget")) for case in CASES)) for matrix in matrices]
+    return Section(
+        "What it cost elsewhere",
+        f"Rise of the mean NLL of {len(on.retain)} other retain rows, which did not set the strength, in nats per token. The "
+        f"budget is {on.budget:g}; where a case costs more here, it bought its forgetting with more.",
+        columns=("matrix", *CASES),
+        rows=tuple(rows),
     )
 
 
@@ -90,8 +114,8 @@ def _differences(groups: Groups, matrices: Sequence[str]) -> Section:
     ]
     return Section(
         "The recipe against its controls",
-        "How much more the published recipe raised the forget answers' NLL than each control at the same cost, in nats per token; "
-        "paired by row.",
+        "How much more the recipe, the probe's direction added to the rows most opposed to it, raised the forget answers' NLL than "
+        "each control at the same budget, in nats per token; paired by row.",
         columns=("matrix", *(f"over {name}" for name in CONTROLS)),
         rows=tuple(rows),
     )
@@ -155,13 +179,20 @@ def _probes(sweep: ProbeSweep) -> Section:
 def _cautions(points: Sequence[Point], on: Bench) -> tuple[str, ...]:
     """What a reader must know before quoting a number."""
     seeds = sorted({point.seed for point in points if point.seed is not None})
-    missed = sorted({f"{point.matrix}: {point.case}" for point in points if point.factor is None})
+    notes: dict[str, list[str]] = {}
+    for point in points:
+        if point.note:
+            notes.setdefault(f"{point.matrix}: {point.case}", []).append(point.note)
     said = [
-        f"One model, {len(on.forget)} forget rows, one split into rows that fit the probe and rows that judge it. Intervals are "
-        f"over rows, after averaging {len(seeds)} seeds; they say nothing about other models or behaviors.",
+        f"One model, {len(on.forget)} forget rows, one split into rows that fit the probe and rows that judge it. Intervals draw "
+        f"rows and the {len(seeds)} seeds anew; rows about one author are not independent, so they are too narrow, and they say "
+        "nothing about other models or behaviors.",
+        "This is not the published setting: that adds one un-normalized probe row of the last layer to gate rows alone, in every "
+        "layer. Here each layer has its own direction of norm 1, and every matrix is tried.",
+        "The probe's AUC is measured on questions about authors it was fitted on.",
         "A rise of the answers' NLL is not a refusal or a better answer: the edit takes something away, and puts nothing there.",
         "No correction is made for the number of comparisons; with many at the 5 % level some come out by chance.",
     ]
-    if missed:
-        said.append(f"The budget was not spent at 64 times the strength by {listed(missed)}.")
+    if notes:
+        said.append(f"Not measured at the budget: {listed(f'{where} ({those[0]})' for where, those in notes.items())}.")
     return tuple(said)
