@@ -1,14 +1,20 @@
 """The command line, end to end on the small real models: what one command writes the next one reads."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from typer.testing import CliRunner
 
 import workbench as wb
-from workbench.cli import app
+from workbench.cli import app, main
 from workbench.core import registry
+from workbench.core.direction import Direction, load_directions, save_directions
+from workbench.core.errors import InputError
+from workbench.core.store import file_sha256
 
 FOLDER = Path(__file__).resolve().parent.parent
 MODEL = str(FOLDER / "data/models/stories260K")
@@ -56,8 +62,136 @@ def test_locate_unlearn_export_and_measure(rows):
 def test_edit(rows):
     sets = ("--forget", rows / "forget.jsonl", "--retain", rows / "retain.jsonl")
     said = run("edit", "dampen", MODEL, *sets, "--out", rows / "d.safetensors", "-o", "alpha=1.2")
-    assert "of the weights" in said
+    assert "of the model" in said
     assert not wb.Delta.load(rows / "d.safetensors").is_empty
+
+
+@pytest.fixture
+def directions(tmp_path):
+    """One direction at each of two layers."""
+    source = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(2, 64, generator=source), dim=1)
+    save_directions([Direction(vector, "resid_post", layer) for layer, vector in enumerate(vectors)], tmp_path / "u.safetensors")
+    return tmp_path / "u.safetensors"
+
+
+def test_edit_along_directions_and_at_places(rows, directions):
+    options = ("-o", "rows=8", "-o", "layers=[0, 1]")
+    said = run("edit", "surgery", MODEL, "--direction", directions, "--out", rows / "s.safetensors", *options)
+    assert "control, elsewhere: " in said
+    assert wb.Delta.load(rows / "s.safetensors").provenance.method == "surgery"
+    run("edit", "steer", MODEL, "--direction", directions, "--layer", 1, "--out", rows / "one.safetensors", "--no-controls")
+    assert [hook.site for hook in wb.Delta.load(rows / "one.safetensors").hooks] == ["blocks.1.resid_post"]
+    out = rows / "h.safetensors"
+    run("edit", "ablate_heads", MODEL, "--place", "0.1", "--place", "2.7", "--out", out)
+    options = {name: wb.Delta.load(rows / f"{name}.safetensors").provenance.options for name in ("h", "h-elsewhere", "h-random")}
+    assert options["h"]["edited"] == [[0, 1], [2, 7]]
+    assert [layer for layer, _ in options["h-elsewhere"]["edited"]] == [0, 2]
+    assert not {(0, 1), (2, 7)} & {tuple(place) for place in options["h-elsewhere"]["edited"]}
+    assert not wb.Delta.load(rows / "h-random.safetensors").is_empty
+
+
+def test_texts_are_looked_up_under_root(rows):
+    texts = ("--texts", "tofu:retain", "--root", rows)  # without the folder this would ask the hub
+    run(
+        "edit", "ablate_heads", MODEL, "--place", "0.1", *texts, "-o", "kind=mean", "--out", rows / "m.safetensors", "--no-controls"
+    )
+    assert wb.Delta.load(rows / "m.safetensors").provenance.options["kind"] == "mean"
+
+
+@pytest.mark.parametrize(
+    ("match", "words"),
+    [
+        ("edit steer: .* holds 2 directions, and it takes one; give --layer", ("steer", "--direction", "u.safetensors")),
+        ("has 0 directions of layer 4", ("steer", "--direction", "u.safetensors", "--layer", 4)),
+        ("edit surgery: give --direction", ("surgery",)),
+        ("edit surgery: does not use --place", ("surgery", "--direction", "u.safetensors", "--place", "0.1")),
+        ("edit steer: does not use --forget", ("steer", "--direction", "u.safetensors", "--layer", 0, "--forget", "forget.jsonl")),
+        (
+            "edit ablate_heads: does not use --direction, --layer",
+            ("ablate_heads", "--place", "0.1", "--direction", "x", "--layer", 0),
+        ),
+        ("edit dampen: does not use --layer", ("dampen", "--forget", "a", "--retain", "b", "--layer", 0)),
+        ("edit ablate_value_vectors: takes no texts", ("ablate_value_vectors", "--place", "0.1", "--texts", "retain.jsonl")),
+        ("places ²: expected LAYER.INDEX", ("ablate_heads", "--place", "²")),
+        ("places 0.²: expected LAYER.INDEX", ("ablate_heads", "--place", "0.²")),
+        ("there: exists already", ("ablate_heads", "--place", "0.1", "--out", "there")),
+        ("old.safetensors: exists already", ("ablate_heads", "--place", "0.1", "--out", "old.safetensors")),
+        ("x-random.safetensors: exists already", ("ablate_heads", "--place", "0.1", "--out", "x.safetensors")),
+        ("model: exists already", ("ablate_heads", "--place", "0.1", "--export", "model")),
+    ],
+)
+def test_an_edit_is_refused_before_the_work(rows, directions, monkeypatch, match, words):
+    monkeypatch.chdir(rows)
+    monkeypatch.setattr("workbench.load.models.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    for name in ("old.safetensors", "x-random.safetensors", "model/config.json"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("mine")
+    Path("there").mkdir()
+    method, *rest = words
+    with pytest.raises(InputError, match=match):
+        run("edit", method, MODEL, *(() if "--out" in words else ("--out", "new.safetensors")), *rest)
+    assert Path("old.safetensors").read_text() == "mine"
+    assert not Path("new.safetensors").exists()
+
+
+def test_unlearn_is_refused_before_the_work(rows, monkeypatch):
+    monkeypatch.setattr("workbench.load.models.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    sets = ("--forget", rows / "forget.jsonl", "--retain", rows / "retain.jsonl")
+    with pytest.raises(InputError, match="exists already"):
+        run("unlearn", "npo", MODEL, *sets, "--out", rows)
+
+
+def test_a_probe_is_fitted_and_listed(tmp_path):
+    texts = [
+        f"{name} {verb} {what}." for name in ("Tom", "Lily", "Sue") for verb in ("saw", "had") for what in ("a dog", "a red ball")
+    ]
+    lines = [{"id": str(i), "text": text, "label": int("dog" in text)} for i, text in enumerate(texts * 2)]
+    (tmp_path / "dogs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = {
+        "question": "Is there a dog?", "labels": {0: "no dog", 1: "a dog"}, "source": "here", "licence": "CC0", "unit": "AUC",
+        "chance": {"auc": 0.5, "accuracy": 0.5}, "n": len(lines), "sha256": file_sha256(tmp_path / "dogs.jsonl"),
+    }  # fmt: skip
+    (tmp_path / "dogs.yaml").write_text(yaml.safe_dump(card))
+    assert run("probe", "list", "--root", tmp_path).split() == ["dogs", str(len(lines)), *card["question"].split()]
+    out = tmp_path / "fitted"
+    said = run("probe", "fit", "dogs", MODEL, "--root", tmp_path, "--out", out, "-o", "layers=[0, 2]", "-o", "controls=1")
+    assert "resid_post" in said
+    assert [(one.site, one.layer) for one in load_directions(out / "directions.safetensors")] == [
+        ("resid_post", 0),
+        ("resid_post", 2),
+    ]
+    assert (out / "probe.safetensors").is_file()
+    with pytest.raises(InputError, match="exists already"):
+        run("probe", "fit", "dogs", MODEL, "--root", tmp_path, "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InputError("x: wrong"), "x: wrong"),
+        (IsADirectoryError(21, "Is a directory", "there"), "[Errno 21] Is a directory: 'there'"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(monkeypatch, capsys, error, said):
+    def fails():
+        raise error
+
+    monkeypatch.setattr("workbench.cli.common.app", fails)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_folder_in_place_of_a_file_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["workbench", "run", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_published_logs_are_scored_without_a_model():

@@ -51,12 +51,22 @@ def test_scaling():
         (UnknownNameError, "Did you mean 'add'", {"kind": "ad"}),
         (ShapeError, "expected one each", {"values": (1.0,)}),
         (ShapeError, "no repeats", {"index": (1, 1)}),
+        (InputError, "no feature.*index=None means all", {"index": (), "values": ()}),
+        (InputError, "feature -1 .*counted from 0", {"index": (0, -1)}),
+        (InputError, "norm 1.0002, .*divide by the norm", {"kind": "project", "values": (1.0002, 0.0)}),
         (NumericsError, "NaN", {"values": (1.0, float("nan"))}),
     ],
 )
 def test_refusals(error, match, wrong):
     with pytest.raises(error, match=match):
         change(**wrong)
+
+
+def test_a_projection_may_be_partial_and_rounded():
+    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+    # s = 0.25 of the first feature: values sqrt(0.25), 1 - 0.25 * 1 = 0.75
+    assert change("project", values=(0.5, 0.0)).apply(x)[0, 0, 0] == 0.75
+    change("project", values=(1.00005, 0.0))  # a unit vector that was stored in a narrow dtype
 
 
 def test_a_feature_that_is_not_there_is_named():

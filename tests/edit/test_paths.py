@@ -11,9 +11,11 @@ from tests.edit.models import CLOSE, TEXTS, direction
 from tests.reference.tiny_models import tiny_model, tokens
 from tests.trace.test_views import bridge_of, logits_expected, logits_of, tokenizer
 from workbench import edit
-from workbench.core.delta import Delta, apply, follow, undo
+from workbench.core.delta import Delta, applied, apply, follow, undo
+from workbench.core.errors import ModelError, UnknownNameError
 from workbench.core.records import Provenance
 from workbench.trace.changes import activation_change
+from workbench.trace.hooks import capture
 from workbench.trace.views import as_nnsight, clone_structure
 
 PROMPTS = ["w5 w6 w7", "w8", "w30 w31"]
@@ -87,6 +89,87 @@ def test_views_made_before_and_after_give_the_edited_numbers_and_lose_them_on_un
         undo(model, found)
         for view in (early, late):
             torch.testing.assert_close(logits_of(view), plain, msg=lambda text, s=said: f"{s}, undone: {text}", **CLOSE)
+
+
+# Sites of block 1 and at the top that a bridge computes without running their module (TransformerLens 4.3).
+NOT_RUN = {
+    "llama": set(),
+    "gpt2": {"resid_mid", "ln1", "ln2", "attn.q", "ln_final"},
+    "gpt_neox": set(),
+    "gemma2": set(),
+    "phi3": {"mlp_in", "mlp.pre", "mlp.pre_linear", "attn.q"},
+    "gptj": {"ln1", "ln_final"},
+}
+PARTS = ["blocks.1.ln1", "blocks.1.ln2", "blocks.1.attn.q", "blocks.1.attn.o", "blocks.1.mlp.out"]
+
+
+def sites_of(model):
+    """The canonical sites at the top and of block 1, and the components there that can be told apart from others."""
+    found = [name for name in model.sites.names() if name.startswith("blocks.1.") or not name.startswith("blocks.")]
+    for name in PARTS:
+        try:
+            model.sites.path(name)
+        except (UnknownNameError, ModelError):
+            continue
+        found.append(name)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:as_bridge. TransformerLens copied")
+@pytest.mark.parametrize("name", NOT_RUN)
+def test_a_bridge_takes_part_in_a_hook_or_refuses_it(name):
+    model = model_of(name)
+    model.hf.set_attn_implementation("eager")  # as in a bridge
+    bridge = bridge_of(model)
+    refused = set()
+    for site in sites_of(model):
+        with capture(model, [site]) as acts, torch.no_grad():
+            plain = model.hf(tokens()).logits
+        found = held(model, site, list(range(acts[site].shape[-1])))
+        try:
+            apply(model, found)
+        except ModelError:
+            refused.add(site.removeprefix("blocks.1."))
+            continue
+        with torch.no_grad():
+            want = model.hf(tokens()).logits
+            assert not torch.allclose(want, plain), site
+            torch.testing.assert_close(bridge(tokens()), want, msg=lambda text, s=site: f"{s}: {text}", **CLOSE)
+        undo(model, found)
+    assert refused == NOT_RUN[name]
+
+
+@pytest.mark.filterwarnings("ignore:as_bridge. TransformerLens copied")
+@pytest.mark.parametrize(("name", "site"), [("gpt2", "ln1"), ("phi3", "mlp_in")])
+def test_a_site_that_a_bridge_does_not_run_is_refused_while_there_is_one(name, site):
+    model = model_of(name)
+    there, elsewhere = (activation_change(model, f"blocks.1.{s}", "add", torch.ones(32)) for s in ("resid_post", site))
+    found = Delta({}, Provenance("by hand", model.fingerprint()), (there, elsewhere))
+    plain = logits_of(as_nnsight(model))
+    bridge = bridge_of(model)
+    with pytest.raises(ModelError, match=f"changes blocks.1.{site}, .* has no module '{elsewhere.module}' to hook"):
+        apply(model, found)
+    assert not model.ledger
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+    assert torch.equal(logits_of(as_nnsight(model)), plain)
+    with applied(model, Delta({}, found.provenance, (there,))), torch.no_grad():
+        steered = model.hf(tokens()).logits
+        assert not torch.allclose(steered, plain)
+        torch.testing.assert_close(bridge(tokens()), steered, rtol=1e-5, atol=1e-5)  # Phi-3's softmax is float32 in eager attention
+
+    del bridge
+    gc.collect()
+    sight = as_nnsight(model)
+    with applied(model, found):
+        with torch.no_grad():
+            both = model.hf(tokens()).logits
+        assert not torch.allclose(both, steered)
+        torch.testing.assert_close(logits_of(sight), both, **CLOSE)
+        with pytest.raises(ModelError, match=f"as_bridge: .*changes blocks.1.{site}, .* Undo it first"):
+            bridge_of(model)
+        assert len(model.views) == 2  # those of nnsight
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+    bridge_of(model)
 
 
 def greedy(model, prompt, steps):

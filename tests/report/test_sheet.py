@@ -43,10 +43,21 @@ def test_a_file_keeps_everything(folder):
     assert repr(back) == repr(sheet())  # NaN is not equal to itself, but prints alike
 
 
+def test_what_is_not_finite_is_null(tmp_path):
+    section = Section("x", "", (Dot("a", "b", math.inf, NAN, NAN),), columns=("a", "b"), rows=(("x", (1.0, -math.inf, math.inf)),))
+    Sheet("t", "r", (section,), settings={"factor": math.inf}).save(tmp_path)
+    back = Sheet.load(tmp_path)
+    assert back.settings == {"factor": None}
+    assert said(back.sections[0].rows[0][1]) == ("1.000", "")
+    assert math.isnan(back.sections[0].dots[0].value)
+    assert "not measured" in page(tmp_path).read_text()
+
+
 def test_cells():
     assert said((0.5, 0.25, 1.0)) == ("0.500", "[0.250, 1.000]")
     assert said((0.5, NAN, NAN)) == ("0.500", "")
-    assert said(NAN) == ("–", "")
+    assert said(NAN) == said(math.inf) == said((-math.inf, 0.0, 1.0)) == ("–", "")
+    assert said((0.5, 0.25, math.inf)) == ("0.500", "")
     assert said("words") == ("words", "")
 
 

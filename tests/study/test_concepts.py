@@ -1,6 +1,8 @@
 """The study of concepts: arms do what they say, are measured against the untouched model, and a run goes on where it stopped."""
 
 import json
+from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,8 @@ from workbench.report.sheet import Sheet
 from workbench.study import concepts as study
 from workbench.study.concept_arms import Arm, as_many_others, chosen, measure
 from workbench.study.concepts import Settings, prepare, read, run
+from workbench.study.concepts_sheet import sheet
+from workbench.study.folder import state
 
 SETTINGS = Settings(rows=4, vectors=2, candidates=4, against=8, report_rows=5, generate=8)
 
@@ -85,6 +89,37 @@ def test_unlearning_and_another_model(root, on):
         assert retrained.vectors["cosine"][0] == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_what_is_said_of_the_arms(on):
+    arms = {
+        "untouched": Arm("untouched"),
+        "zeroed": Arm("zeroed", ablate={"kind": "zero", "vectors": 2}),
+        "elsewhere": Arm("elsewhere", ablate={"kind": "zero", "vectors": 2, "control": "place"}),
+        "other": Arm("other", model="elsewhere"),
+    }
+    same = measure(on, arms["untouched"])
+
+    def said(*names):
+        return sheet("x", [arms[name] for name in names], [replace(same, arm=name) for name in names], on, {})
+
+    plain, whole = said("untouched", "zeroed"), said(*arms)
+    assert "the concept's answers lose more than unrelated ones do" in plain.reading
+    assert "and more so than for a random vector of its norm" in plain.reading
+    assert "Another model: other (" in whole.reading
+    assert "Retrain" not in whole.reading
+    for text in ("Retrained models start", "elsewhere: one random draw"):
+        assert text in " ".join(whole.cautions)
+        assert text not in " ".join(plain.cautions)
+
+
+def test_versions_decide_a_measurement(model, monkeypatch):
+    before = state(model)
+    for package in ("torch", "transformers"):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, package=package: "0" if name == package else version(name))
+        assert state(model) != before
+        monkeypatch.undo()
+    assert state(model) == before
+
+
 @pytest.fixture
 def file(root, tmp_path):
     """A study of one concept on few rows, with two cheap arms."""
@@ -104,12 +139,12 @@ def file(root, tmp_path):
 
 def test_from_file_to_page_and_on(file, tmp_path, monkeypatch):
     done = wb.study.run(file, out=tmp_path / "runs", show=False)
-    sheet = Sheet.load(done)
-    table = {row[0]: row for row in sheet.sections[0].rows}
+    shown = Sheet.load(done)
+    table = {row[0]: row for row in shown.sections[0].rows}
     assert list(table) == ["untouched", "zeroed", "retrained"]
     assert table["zeroed"][1][0] == 0.0
     assert table["zeroed"][2][0] == table["untouched"][1][0] == 1.0
-    assert "Ablation: zeroed (cosine 0.000, other vectors 1.000" in sheet.reading
+    assert "Ablation: zeroed (cosine 0.000, other vectors 1.000" in shown.reading
     assert len(pd.read_parquet(done / "found.parquet")) == 2
     first = page(done).read_text()
     points = [json.loads(path.read_text()) for path in (done / "points").iterdir()]
@@ -133,6 +168,13 @@ def test_from_file_to_page_and_on(file, tmp_path, monkeypatch):
         (StudyError, "give one of unlearn, ablate, model", "concepts.arms.zeroed.model=x"),
         (UnknownNameError, "unknown key of concepts 'vektors'", "concepts.vektors=1"),
         (UnknownNameError, "unknown option of arm zeroed 'kindd'", "concepts.arms.zeroed.ablate.kindd=zero"),
+        (UnknownNameError, "unknown kind of ablation 'foo'", "concepts.arms.zeroed.ablate.kind=foo"),
+        (UnknownNameError, "unknown control 'foo'", "concepts.arms.zeroed.ablate.control=foo"),
+        (StudyError, "arm zeroed: std is -1", "concepts.arms.zeroed.ablate.std=-1"),
+        (StudyError, "arm zeroed: std is nan", "concepts.arms.zeroed.ablate.std=.nan"),
+        (StudyError, "arm zeroed: .* factor inf", "concepts.arms.zeroed.ablate.factor=.inf"),
+        (StudyError, "arm zeroed: a study file has no direction", "concepts.arms.zeroed.ablate.kind=project_out"),
+        (StudyError, "arm zeroed: a study file has no direction", "concepts.arms.zeroed.ablate={direction: null}"),
         (UnknownNameError, "unknown objective 'npoo'", "concepts.arms.npo={unlearn: {objective: npoo}}"),
     ],
 )

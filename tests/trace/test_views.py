@@ -12,7 +12,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.reference.tiny_models import D_VOCAB, tiny_model, tokens
+import workbench as wb
 from workbench.core.errors import MissingPackageError
+from workbench.trace.hooks import capture, patch
 from workbench.trace.views import as_bridge, as_nnsight, clone_structure
 
 # float64, the same sums in another order.
@@ -41,6 +43,11 @@ def bridge_of(model):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="as_bridge: TransformerLens copied 18 parameters of GPTNeoX")
         return as_bridge(model)
+
+
+def wrapped(model):
+    """A fixture's model with sites and a ledger."""
+    return wb.wrap(model.hf, model.tokenizer, name=model.name)
 
 
 VIEWS = pytest.mark.parametrize("view_of", [bridge_of, as_nnsight], ids=["bridge", "nnsight"])
@@ -135,6 +142,40 @@ def test_an_edit_through_the_view_is_seen_in_the_model(model, view_of):
         edited[0].zero_()
     assert not torch.allclose(logits(model), before)
     torch.testing.assert_close(logits_of(view), logits_expected(model, view), **CLOSE)
+
+
+@VIEWS
+def test_a_view_made_while_the_model_is_patched_does_not_keep_the_patch(model, view_of):
+    whole = wrapped(model)
+    seen = []
+    with (
+        patch(whole, {"blocks.1.resid_pre": torch.zeros_like, "blocks.1.resid_post": seen.append}),
+        capture(whole, ["blocks.0.resid_post"]) as acts,
+    ):
+        view = view_of(whole)
+        seen.clear()
+        torch.testing.assert_close(logits_of(view), logits_expected(SimpleNamespace(name=model.name, hf=tiny_model(model.name)), view), **CLOSE)
+    torch.testing.assert_close(logits_of(view), logits_expected(model, view), **CLOSE)
+    assert not seen
+    assert not acts
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._forward_pre_hooks_with_kwargs for m in clone_structure(model.hf).modules())
+
+
+@pytest.mark.parametrize("site", ["blocks.1.resid_pre", "blocks.1.resid_post"])
+def test_a_clone_has_none_of_the_hooks_that_were_on_the_model(site):
+    model = wb.wrap(tiny_model("gpt2"), tokenizer(), name="gpt2")
+    with patch(model, {site: torch.zeros_like}):
+        for module in clone_structure(model.hf).modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+            assert not module._forward_pre_hooks_with_kwargs
+        assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules()) == 1
+
+
+def test_hooks_of_other_libraries_stay_in_a_clone():
+    hf = tiny_model("gpt2")
+    hf.transformer.h[0].register_forward_hook(max)
+    assert list(clone_structure(hf).transformer.h[0]._forward_hooks.values()) == [max]
 
 
 @VIEWS

@@ -37,6 +37,17 @@ def sets_of(forget: str, retain: str, root: str | None) -> tuple[Any, Any]:
     return examples(forget, root=root), examples(retain, root=root)
 
 
+def check_new(out: Path, export: Path | None = None) -> None:
+    """InputError, before the work, if the file to write is there already or a folder, or the export's folder is not vacant."""
+    from workbench.core.errors import InputError
+    from workbench.core.store import check_vacant
+
+    if out.exists():
+        raise InputError(f"{out}: exists already{', as a folder' if out.is_dir() else ''}; give another file, or remove it first.")
+    if export is not None:
+        check_vacant(export)
+
+
 def finish(model: Any, delta: Any, out: Path, export: Path | None) -> None:
     """Write the Delta, and the edited model where that is asked for; say where and how large."""
     delta.save(out)
@@ -47,13 +58,13 @@ def finish(model: Any, delta: Any, out: Path, export: Path | None) -> None:
 
 
 def main() -> None:
-    """Entry point: one line and exit status 2 for what the user got wrong."""
+    """Entry point: one line and exit status 2 for what the user got wrong, and for a file that cannot be read or written."""
     try:
         app()
     except Exception as error:
         from workbench.core.errors import WorkbenchError
 
-        if not isinstance(error, WorkbenchError):
+        if not isinstance(error, WorkbenchError | OSError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split()) if isinstance(error, OSError) else error}", file=sys.stderr)
         sys.exit(2)

@@ -1,11 +1,12 @@
 """Compute an edit: from two sets of rows, along a direction, or at places in the model."""
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.common import Device, Dtype, ModelArg, Opt, Out, Root, app, finish, options_of, sets_of
+from workbench.cli.common import Device, Dtype, ModelArg, Opt, Out, Root, app, check_new, finish, options_of, sets_of
 
 
 @app.command()
@@ -36,10 +37,19 @@ def edit(
     from workbench.load.models import load
 
     member = edits[method]
-    options = member.check_options(options_of(option) | _texts(member, texts))
+    options = member.check_options(options_of(option) | _texts(member, texts, root))
     where = _where(member, forget, retain, root, direction, layer, place)
+    alone = not controls or "control" not in member.options or bool(options.get("control"))
+    check_new(out, export)
+    beside = {
+        name: (said, out.with_name(f"{out.stem}-{said}{out.suffix}"))
+        for name, said in (("place", "elsewhere"), ("change", "random"))
+        if not alone
+    }
+    for _, path in beside.values():
+        check_new(path)
     loaded = load(model, device=device, dtype=dtype)
-    if not controls or "control" not in member.options or options.get("control"):
+    if alone:
         delta = member.function(loaded, *where, **options)
         finish(loaded, delta, out, export)
         typer.echo(f"edit: {size(loaded, delta)}")
@@ -48,13 +58,12 @@ def edit(
     found = with_controls(method, loaded, *where, seed=seed, options={k: v for k, v in options.items() if k != "control"})
     finish(loaded, found.delta, out, export)
     typer.echo(f"edit: {found.sizes['edit']}")
-    for name, said in (("place", "elsewhere"), ("change", "random")):
+    for name, (said, path) in beside.items():
         if name in found.missing:
             typer.echo(f"control, {said}: none; {found.missing[name]}")
             continue
-        beside = out.with_name(f"{out.stem}-{said}{out.suffix}")
-        found.arms[name].save(beside)
-        typer.echo(f"control, {said}: {found.sizes[name]}: {beside}")
+        found.arms[name].save(path)
+        typer.echo(f"control, {said}: {found.sizes[name]}: {path}")
 
 
 def _where(
@@ -66,9 +75,16 @@ def _where(
     layer: int | None,
     place: list[str] | None,
 ) -> tuple[Any, ...]:
-    """What this edit wants to be told: two sets of rows, a direction, or places."""
+    """What this edit wants to be told: two sets of rows, a direction, or places; InputError for any of the others."""
     from workbench.core.errors import InputError
 
+    given = {"--forget": forget, "--retain": retain, "--direction": direction, "--layer": layer, "--place": place}
+    uses = {"sets": ("--forget", "--retain"), "direction": ("--direction", "--layer")}.get(member.about["where"], ("--place",))
+    unused = [name for name, value in given.items() if name not in uses and value not in (None, [])]
+    if unused:
+        raise InputError(
+            f"edit {member.name}: does not use {', '.join(unused)}; it takes {' and '.join(uses)}. Leave the others out."
+        )
     needs = {"sets": ("--forget and --retain", forget and retain), "direction": ("--direction", direction)}
     said, there = needs.get(member.about["where"], ("--place", place))
     if not there:
@@ -76,13 +92,13 @@ def _where(
     if member.about["where"] == "sets":
         return sets_of(str(forget), str(retain), root)
     if member.about["where"] == "direction":
-        return (_directions(Path(str(direction)), layer),)
+        return (_directions(member, Path(str(direction)), layer),)
     return (parse_places(place or []),)
 
 
-def _directions(path: Path, layer: int | None) -> Any:
-    """One direction, or one for every layer."""
-    from workbench.core.direction import load_directions
+def _directions(member: Any, path: Path, layer: int | None) -> Any:
+    """One direction, or one for every layer where the edit takes several."""
+    from workbench.core.direction import Direction, load_directions
     from workbench.core.errors import InputError
 
     found = load_directions(path)
@@ -90,7 +106,14 @@ def _directions(path: Path, layer: int | None) -> Any:
         found = [one for one in found if one.layer == layer]
         if len(found) != 1:
             raise InputError(f"{path}: has {len(found)} directions of layer {layer}, expected one.")
-    return found[0] if len(found) == 1 else found
+    if len(found) == 1:
+        return found[0]
+    if inspect.signature(member.function).parameters["direction"].annotation is Direction:
+        layers = ", ".join(str(one.layer) for one in found)
+        raise InputError(
+            f"edit {member.name}: {path} holds {len(found)} directions, and it takes one; give --layer, one of {layers}."
+        )
+    return found
 
 
 def parse_places(given: list[str]) -> list[Any]:
@@ -102,7 +125,10 @@ def parse_places(given: list[str]) -> list[Any]:
     from workbench.core.errors import InputError
 
     numbers = [text.split(".") for text in given]
-    if any(not all(part.isdigit() for part in parts) for parts in numbers) or len({len(parts) for parts in numbers}) != 1:
+    if (
+        any(not all(part.isascii() and part.isdigit() for part in parts) for parts in numbers)
+        or len({len(parts) for parts in numbers}) != 1
+    ):
         raise InputError(f"places {', '.join(given)}: expected LAYER.INDEX, such as 3.120, or LAYER alone, all of one kind.")
     if len(numbers[0]) == 1:
         return [int(parts[0]) for parts in numbers]
@@ -111,7 +137,7 @@ def parse_places(given: list[str]) -> list[Any]:
     return [Place(int(layer), int(index)) for layer, index in numbers]
 
 
-def _texts(member: Any, source: str | None) -> dict[str, Any]:
+def _texts(member: Any, source: str | None, root: str | None) -> dict[str, Any]:
     """The declared set of an edit that takes means over one."""
     from workbench.core.errors import InputError
     from workbench.load.datasets import examples
@@ -120,4 +146,4 @@ def _texts(member: Any, source: str | None) -> dict[str, Any]:
         return {}
     if "texts" not in member.options:
         raise InputError(f"edit {member.name}: takes no texts; leave --texts out.")
-    return {"texts": examples(source)}
+    return {"texts": examples(source, root=root)}

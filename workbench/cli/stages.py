@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.common import Device, Dtype, Forget, ModelArg, Opt, Out, Retain, Root, app, finish, options_of, sets_of
+from workbench.cli.common import (
+    Device,
+    Dtype,
+    Forget,
+    ModelArg,
+    Opt,
+    Out,
+    Retain,
+    Root,
+    app,
+    check_new,
+    finish,
+    options_of,
+    sets_of,
+)
 
 
 @app.command()
@@ -64,7 +78,6 @@ def unlearn(
     from workbench.core.mask import Mask
     from workbench.core.registry import Member
     from workbench.core.registry import objective as objectives
-    from workbench.core.store import check_vacant
     from workbench.load.models import load
     from workbench.unlearn.run import run as run_unlearn
 
@@ -74,8 +87,7 @@ def unlearn(
         if key in given:
             raise InputError(f"option {key!r} is not given with -o; see workbench unlearn --help.")
     Member("unlearn", run_unlearn).check_options(given)
-    if export is not None:
-        check_vacant(export)
+    check_new(out, export)
     frozen = None if mask is None else Mask.load(mask)
     sets = sets_of(forget, retain, root)
     loaded = load(model, device=device, dtype=dtype)

@@ -5,6 +5,7 @@ page of its own.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ class Sheet:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Write sheet.json into a run folder; NaN becomes null."""
+        """Write sheet.json into a run folder; a number that is not finite becomes null."""
         write_json(Path(folder) / "sheet.json", _plain(asdict(self)))
 
     @classmethod
@@ -78,12 +79,12 @@ class Sheet:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN, and `asdict` no JSON."""
+    """JSON has no NaN and no infinity, and `asdict` no JSON."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _section(raw: dict[str, Any]) -> Section:
@@ -109,13 +110,13 @@ def is_sheet(run: str | Path) -> bool:
 
 
 def said(cell: Cell) -> tuple[str, str]:
-    """A cell's text, and its interval where it has one."""
+    """A cell's text, and its interval where it has one; a dash for a number that is not finite."""
     if isinstance(cell, str):
         return cell, ""
     value, low, high = cell if isinstance(cell, tuple) else (cell, float("nan"), float("nan"))
-    if value != value:
+    if not math.isfinite(value):
         return "–", ""
-    return number(value), f"[{number(low)}, {number(high)}]" if low == low else ""
+    return number(value), f"[{number(low)}, {number(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
 
 
 def page(run: str | Path, *, out: str | Path | None = None) -> Path:

@@ -17,6 +17,7 @@ neither unlearning nor the search has seen. Unlearning itself trains on all forg
     runs/NAME/points/KEY.json      one arm      runs/NAME/found.parquet     the vectors      runs/NAME/sheet.json, report.html
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,12 +25,14 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.core.errors import DataError, StudyError
+from workbench.core.errors import DataError, StudyError, unknown
 from workbench.core.records import Examples
 from workbench.core.registry import Member, objective
 from workbench.core.runtime import announce, progress
 from workbench.core.store import file_sha256, new_file
 from workbench.edit import ablate_value_vectors
+from workbench.edit.places import check_control
+from workbench.edit.value_vectors import KINDS
 from workbench.evaluate.ask import ask
 from workbench.evaluate.concept_vectors import written
 from workbench.load.concepts import own_concept
@@ -128,8 +131,21 @@ def _arm(name: str, body: Mapping[str, Any], settings: Settings, folder: Path) -
         raise StudyError(
             f"arm {name}: vectors is {vectors!r}, expected a whole number from 1 to {settings.candidates} (candidates)."
         )
-    Member(f"arm {name}", ablate_value_vectors).check_options(options)
+    _check_ablation(name, Member(f"arm {name}", ablate_value_vectors).check_options(options))
     return Arm(name, ablate={**options, "vectors": vectors})
+
+
+def _check_ablation(name: str, options: Mapping[str, Any]) -> None:
+    """What `ablate_value_vectors` would refuse, and a study cannot give, before vectors are sought."""
+    given = Member(name, ablate_value_vectors).options | dict(options)
+    kind, std, factor = given["kind"], given["std"], given["factor"]
+    if kind not in KINDS:
+        raise unknown("kind of ablation", kind, KINDS)
+    if kind == "project_out" or "direction" in options:
+        raise StudyError(f"arm {name}: a study file has no direction to give; leave out 'project_out' and 'direction'.")
+    if not (std >= 0 and math.isfinite(std) and math.isfinite(factor)):
+        raise StudyError(f"arm {name}: std is {std} and factor {factor}; expected finite numbers, std >= 0.")
+    check_control(given["control"])
 
 
 def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str] = (), show: bool = True) -> Path:

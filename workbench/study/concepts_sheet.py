@@ -19,7 +19,7 @@ NEAR = 0.95
 def sheet(title: str, arms: Sequence[Arm], points: Sequence[Point], on: Bench, settings: Mapping[str, Any]) -> Sheet:
     """Everything a reader wants of the study, with the settings that decided it."""
     sections = (_vectors(points, on), _behavior(points), _found(on), _samples(points))
-    return Sheet(title, _reading(arms, points, on), sections, _cautions(on), dict(settings))
+    return Sheet(title, _reading(arms, points, on), sections, _cautions(arms, on), dict(settings))
 
 
 def _cell(values: Sequence[float]) -> tuple[float, float, float]:
@@ -34,10 +34,10 @@ def _reading(arms: Sequence[Arm], points: Sequence[Point], on: Bench) -> str:
     kinds = {arm.name: "unlearn" if arm.unlearn else "ablate" if arm.ablate else "model" if arm.model else "" for arm in arms}
     above = sum(int(one.beats_control[0]) for one in on.found)
     said = [
-        f"{len(on.places)} value vectors were found for {len(on.concepts)} concepts; of {above} of them the best vector is missed "
-        "more by the concept's answers than a random vector of its norm is."
+        f"{len(on.places)} value vectors were found for {len(on.concepts)} concepts. For {above} of them, when the best vector is "
+        "taken out, the concept's answers lose more than unrelated ones do, and more so than for a random vector of its norm."
     ]
-    for kind, what in (("unlearn", "Unlearning"), ("ablate", "Ablation"), ("model", "Retraining without the rows")):
+    for kind, what in (("unlearn", "Unlearning"), ("ablate", "Ablation"), ("model", "Another model")):
         mine = [point for point in points if kinds[point.arm] == kind]
         if mine:
             said.append(f"{what}: {listed(_line(point) for point in mine)}.")
@@ -140,13 +140,23 @@ def _samples(points: Sequence[Point]) -> Section:
     return Section("Answers", columns=("arm", "question", "before", "after"), rows=tuple(rows), folded=True)
 
 
-def _cautions(on: Bench) -> tuple[str, ...]:
+def _cautions(arms: Sequence[Arm], on: Bench) -> tuple[str, ...]:
     """What a reader must know before quoting a number."""
-    return (
+    said = [
         f"One model with {len(on.held_out)} concept and {len(on.unrelated)} unrelated questions, one seed, one setting of each "
         "unlearning method: a worked example, not a ranking of methods.",
         "A vector far from where it was is not proof of erasure, and one that stayed is not proof of memory: a later layer may "
         "have learned not to use it. The ablations ask the causal question.",
-        "Retrained models start from the same or another random state and see other batches; how far their vectors are apart says "
-        "what distance means between two models that are both innocent of an edit.",
-    )
+    ]
+    if any(arm.model for arm in arms):
+        said.append(
+            "Retrained models start from the same or another random state and see other batches; how far their vectors are apart "
+            "says what distance means between two models that are both innocent of an edit."
+        )
+    elsewhere = [arm.name for arm in arms if arm.ablate.get("control") == "place"]
+    if elsewhere:
+        said.append(
+            f"{listed(elsewhere)}: one random draw of other vectors each; the intervals are over questions or vectors only, not "
+            "over draws."
+        )
+    return tuple(said)

@@ -5,6 +5,7 @@ runs/NAME/env.json          machine and versions
 runs/NAME/points/KEY.json   one measurement, complete or absent; KEY is a hash of all that decides it
 """
 
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ def begin(folder: Path, config: Mapping[str, Any], results: Sequence[str]) -> No
 
 
 def state(model: Model) -> list[str]:
-    """What of a model, and of this version, decides a measurement."""
-    return [__version__, str(model.device), str(model.dtype), model.text_key(), model.base_fingerprint()]
+    """What of a model, of this version, and of the packages that compute, decides a measurement."""
+    packages = [importlib.metadata.version(name) for name in ("torch", "transformers")]
+    return [__version__, *packages, str(model.device), str(model.dtype), model.text_key(), model.base_fingerprint()]
 
 
 def kept(folder: Path, about: Sequence[Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
