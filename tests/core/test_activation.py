@@ -14,7 +14,9 @@ IDS = torch.tensor([[2, 3, 4, 5], [9, 8, 7, 6]])
 
 
 def change(kind="add", index=(0, 2), values=(10.0, 20.0), part=None):
-    return ActivationChange(kind, "blocks.0.mlp_out", "m", "output", part, torch.tensor(index), torch.tensor(values))
+    return ActivationChange(
+        kind, "blocks.0.mlp_out", "m", "output", part, torch.tensor(index, dtype=torch.long), torch.tensor(values)
+    )
 
 
 def delta(model, *hooks):
@@ -53,7 +55,7 @@ def test_scaling():
         (ShapeError, "no repeats", {"index": (1, 1)}),
         (InputError, "no feature.*index=None means all", {"index": (), "values": ()}),
         (InputError, "feature -1 .*counted from 0", {"index": (0, -1)}),
-        (InputError, "norm 1.0002, .*divide by the norm", {"kind": "project", "values": (1.0002, 0.0)}),
+        (InputError, "norm 1.0002; .*divide by the norm", {"kind": "project", "values": (1.0002, 0.0)}),
         (NumericsError, "NaN", {"values": (1.0, float("nan"))}),
     ],
 )

@@ -134,7 +134,9 @@ def test_a_bridge_takes_part_in_a_hook_or_refuses_it(name):
         with torch.no_grad():
             want = model.hf(tokens()).logits
             assert not torch.allclose(want, plain), site
-            torch.testing.assert_close(bridge(tokens()), want, msg=lambda text, s=site: f"{s}: {text}", **CLOSE)
+            got = bridge(tokens())
+        # attention's softmax is float32 there; measured 1e-6, where a lost hook is off by 1 and more
+        torch.testing.assert_close(got, want, msg=lambda text, s=site: f"{s}: {text}", rtol=1e-4, atol=1e-5)
         undo(model, found)
     assert refused == NOT_RUN[name]
 
@@ -143,7 +145,7 @@ def test_a_bridge_takes_part_in_a_hook_or_refuses_it(name):
 @pytest.mark.parametrize(("name", "site"), [("gpt2", "ln1"), ("phi3", "mlp_in")])
 def test_a_site_that_a_bridge_does_not_run_is_refused_while_there_is_one(name, site):
     model = model_of(name)
-    there, elsewhere = (activation_change(model, f"blocks.1.{s}", "add", torch.ones(32)) for s in ("resid_post", site))
+    there, elsewhere = (activation_change(model, f"blocks.1.{s}", "add", torch.arange(32.0)) for s in ("resid_post", site))
     found = Delta({}, Provenance("by hand", model.fingerprint()), (there, elsewhere))
     plain = logits_of(as_nnsight(model))
     bridge = bridge_of(model)
@@ -167,7 +169,7 @@ def test_a_site_that_a_bridge_does_not_run_is_refused_while_there_is_one(name, s
         torch.testing.assert_close(logits_of(sight), both, **CLOSE)
         with pytest.raises(ModelError, match=f"as_bridge: .*changes blocks.1.{site}, .* Undo it first"):
             bridge_of(model)
-        assert len(model.views) == 2  # those of nnsight
+        assert len(model.views) == 1  # nnsight's
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
     bridge_of(model)
 

@@ -20,6 +20,8 @@ from workbench.core.numerics import check_finite, wide
 
 Kind = Literal["add", "set", "project"]
 
+_ROUNDED = 1e-4  # how far above 1 the norm of a unit vector may be that was computed in float32
+
 
 @dataclass(frozen=True, eq=False)
 class ActivationChange:
@@ -46,9 +48,21 @@ class ActivationChange:
             raise ShapeError(
                 f"{what}: {tuple(self.values.shape)} values for {tuple(self.index.shape)} features; expected one each, no repeats."
             )
+        if not len(self.index):
+            raise InputError(
+                f"{what}: there is no feature to change. Name one or more; in activation_change, index=None means all."
+            )
+        if int(self.index.min()) < 0:
+            raise InputError(f"{what}: feature {int(self.index.min())} does not exist; features are counted from 0.")
         object.__setattr__(self, "index", self.index.detach().cpu().long())
         object.__setattr__(self, "values", self.values.detach().cpu().float())
         check_finite(what, self.values)
+        norm = float(self.values.double().norm())
+        if self.kind == "project" and norm > 1 + _ROUNDED:
+            raise InputError(
+                f"{what}: 'project' got values of norm {norm:.6g}; expected 1, or less to remove the direction in part. "
+                "Is it not a unit vector? Then divide by the norm."
+            )
 
     def scaled(self, factor: float) -> "ActivationChange":
         """The same addition times `factor`.
@@ -79,27 +93,21 @@ class ActivationChange:
         return out
 
 
-class EditHook:
-    """The function PyTorch calls; a class of its own, so that a copy of a module tree can be freed of the edits' hooks."""
-
-    def __init__(self, change: ActivationChange) -> None:
-        self.change = change
-
-    def __call__(self, value: Tensor) -> Tensor:
-        return self.change.apply(value)
-
-
 def attach(module: nn.Module, change: ActivationChange) -> RemovableHandle:
     """Do `change` in every pass through `module`, until the handle is removed."""
-    return hook_tensor(module, change.side, EditHook(change), change.site)
+    return hook_tensor(module, change.side, change.apply, change.site)
 
 
 def detach_copies(root: nn.Module) -> None:
-    """Take the edits' hooks out of a module tree that was copied with them; their handles belong to the original's."""
+    """Take the hooks of `hook_tensor` out of a module tree that was copied with them: their handles are the original's.
+
+    Those of edits as well as of captures and patches, which would stay for ever; hooks of other libraries are left alone.
+    """
     for module in root.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "function", None), EditHook)]:
+            for key in [key for key, hook in hooks.items() if isinstance(hook, (_OutputHook, _InputHook))]:
                 del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def hook_tensor(module: nn.Module, side: str, function: Callable[[Tensor], Tensor | None], site: str) -> RemovableHandle:

@@ -16,7 +16,12 @@ _LAST_PART = {"attn_out": "attn.o", "mlp_out": "mlp.out"}
 def activation_change(
     model: Model, site: str, kind: Kind, values: Float[Tensor, "k"], *, index: Int[Tensor, "k"] | None = None
 ) -> ActivationChange:
-    """The change `kind` of features `index` at a site, placed so that the model, a bridge and nnsight all do it.
+    """The change `kind` of features `index` at a site, placed so that the model and its views do it.
+
+    nnsight does it at every site. A TransformerLens bridge computes some sites without running their module, and a hook there
+    would be lost (TransformerLens 4.3: ln1, ln2, resid_mid, ln_final and attn.q of GPT-2; mlp_in, mlp.pre, mlp.pre_linear and
+    attn.q of Phi-3). While there is such a bridge, applying the edit is refused with a ModelError that names the site; a bridge
+    that is made while the edit is applied is refused too.
 
     Args:
         site: with its layer, such as "blocks.2.resid_post".
