@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import workbench as wb
 from benchmarks import cases
-from benchmarks.concepts import value_vectors, value_vectors_at
+from benchmarks.concepts import LLAMA_1B, value_vectors, value_vectors_at
 from benchmarks.memory import Peak, alone
 from benchmarks.probes import probe_features
 from benchmarks.surgery import surgery_apply, surgery_selection
@@ -51,12 +51,16 @@ class Asked(NamedTuple):
     rows: int
     repeats: int
     brief: bool
+    directions: bool
+    shapes: tuple[int, int, int]
 
 
 def section(asked: Asked) -> str:
     """The tables of one model on one device, as Markdown."""
     device = asked.device
-    peaks = [] if device.type == "cuda" else _peaks(asked)  # first: a second copy of a large model may not fit later
+    peaks = (
+        [] if device.type == "cuda" or asked.directions else _peaks(asked)
+    )  # first: a second copy of a large model may not fit later
     model = MODELS[asked.model](device)
     every = {
         split: wb.examples(f"tofu:{split}", root=DATA / "tofu-mini")
@@ -66,19 +70,22 @@ def section(asked: Asked) -> str:
     sets = cases.Sets(every["forget"][: asked.rows], every["retain"][: 2 * asked.rows], measured)
     warm = cases.batches(model, cases.encode_all(model, sets.forget), asked.tokens)
     seconds(lambda: cases.forward_only(model, warm), device)
-    rows = [*cases.weight_scores(model, sets, asked.tokens, repeats=asked.repeats, brief=asked.brief)]
-    if not asked.brief:
+    rows: list[cases.Row] = []
+    if not asked.directions:
+        rows += cases.weight_scores(model, sets, asked.tokens, repeats=asked.repeats, brief=asked.brief)
+    if not asked.brief and not asked.directions:
         rows += [*cases.unlearning_step(model, sets, asked.tokens), *cases.suite(model, sets, asked.tokens)]
-        rows += [*probe_features(model, sets, asked.tokens, repeats=asked.repeats), *value_vectors(model)]
-        rows += [*value_vectors_at(device), *surgery_selection(device), *surgery_apply(device)]
         rows += [*cases.mask_selection(device, asked.scores), *cases.start_up()]
+    if not asked.brief:
+        rows += [*probe_features(model, sets, asked.tokens, repeats=asked.repeats), *value_vectors(model)]
+        rows += [*surgery_selection(device), *surgery_apply(device), *value_vectors_at(device, shapes=asked.shapes)]
     machine = environment()
     where = machine["gpu"] if device.type == "cuda" else f"CPU, {machine['threads']} threads"
     weights = sum(p.numel() for p in model.hf.parameters())
     tokens = sum(len(row.tokens) for row in cases.encode_all(model, sets.forget) + cases.encode_all(model, sets.retain))
     versions = ", ".join(f"{key} {machine[key]}" for key in ("python", "torch", "transformers", "workbench"))
     lines = [
-        f"## {asked.model} on {where}{', scores only' if asked.brief else ''}",
+        f"## {asked.model} on {where}{', scores only' if asked.brief else ', directions' if asked.directions else ''}",
         "",
         f"{weights / 1e6:,.1f} M weights, {model.dtype}; {tokens:,} tokens in both sets; {datetime.now(UTC):%Y-%m-%d}; {versions}.",
         "",
@@ -136,9 +143,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=80, help="forget rows; there are twice as many retain rows")
     parser.add_argument("--repeats", type=int, default=5, help="how often the weight scores are timed")
     parser.add_argument("--brief", action="store_true", help="weight scores only")
+    parser.add_argument("--directions", action="store_true", help="probes, value vectors and surgery only")
+    parser.add_argument("--vectors", type=int, default=8192, help="value vectors of the 1B-shaped case; a whole layer has 8,192")
     given = parser.parse_args()
-    device = pick_device(given.device)
-    text = section(Asked(given.model, device, int(given.scores), given.tokens, given.rows, given.repeats, given.brief))
+    device, shapes = pick_device(given.device), (given.vectors, *LLAMA_1B[1:])
+    text = section(
+        Asked(
+            given.model, device, int(given.scores), given.tokens, given.rows, given.repeats, given.brief, given.directions, shapes
+        )
+    )
     print(text)
     write(text)
 

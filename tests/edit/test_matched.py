@@ -78,13 +78,14 @@ def test_tensors_are_drawn_by_name_whatever_their_order():
 
 @pytest.mark.parametrize("kind", ["add", "set", "project"])
 def test_hooks_keep_kind_place_and_norm(kind):
-    index = torch.tensor([3, 1, 8])
-    hook = ActivationChange(kind, "blocks.1.mlp.post", "m.mlp", "input", (0, 20, 2), index, torch.tensor([1.0, -2, 2]))
+    index, norm = torch.tensor([3, 1, 8]), 1 if kind == "project" else 3
+    values = torch.tensor([1.0, -2, 2]) * norm / 3
+    hook = ActivationChange(kind, "blocks.1.mlp.post", "m.mlp", "input", (0, 20, 2), index, values)
     found = edit.matched_random(Delta({}, Provenance("by hand", "m"), (hook,)), seed=1)
     (other,) = found.hooks
     assert (other.kind, other.site, other.module, other.side, other.part) == (kind, hook.site, hook.module, hook.side, hook.part)
     assert torch.equal(other.index, index)
-    assert float(other.values.norm()) == pytest.approx(3, rel=1e-6)
+    assert float(other.values.norm()) == pytest.approx(norm, rel=1e-6)
     assert not torch.allclose(other.values, hook.values)
     assert found.provenance.method == "random, as large as by hand"
 
