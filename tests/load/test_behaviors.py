@@ -121,7 +121,7 @@ def test_a_missing_key(tmp_path, key):
         ({"rows": [ROWS[0]]}, r"\{0: 0, 1: 1\} rows by label"),
         ({"raw": "- a"}, "expected a mapping with question, labels"),
         ({"raw": "a: [1"}, r"mood.yaml: not valid YAML: .* in line 1"),
-        ({"raw": "n: 1\nn: 2"}, r"mood.yaml: the key 'n' stands twice in one mapping \(line 1"),
+        ({"raw": "n: 1\nn: 2"}, r"mood.yaml: not valid YAML: the key 'n' stands twice in one mapping, again in line 2"),
         ({"raw": "labels: {1: a, 1: b}"}, r"the key 1 stands twice"),
     ],
 )

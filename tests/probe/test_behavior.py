@@ -304,7 +304,7 @@ def test_options_reach_the_fitter_and_the_pooling(monkeypatch):
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def refused(error, match, texts=None, labels=None, **options):
+def assert_refused(error, match, texts=None, labels=None, **options):
     texts = sentences(40) if texts is None else texts
     labels = (np.arange(len(texts)) % 2).tolist() if labels is None else labels
     with pytest.raises(error, match=match):
@@ -312,39 +312,39 @@ def refused(error, match, texts=None, labels=None, **options):
 
 
 def test_refused_labels():
-    refused(DataError, r"all 40 labels are \['a'\]; expected at least two classes", labels=["a"] * 40)
-    refused(DataError, "class 1 has 4 row.s. of 40, expected at least 5 of every class", labels=[1] * 4 + [0] * 36)
-    refused(DataError, "For numeric labels choose method='ridge'", labels=np.linspace(0, 1, 40).tolist())
-    refused(ShapeError, "40 texts and 39 labels; expected one label a text", labels=[0, 1, 0] * 13)
-    refused(DataError, "label 0 is None, expected a str, int, bool or float", labels=[None, 1] * 20)
-    refused(DataError, "label 1 is nan", labels=[1.0, float("nan")] * 20)
-    refused(DataError, r"labels are of several kinds \(int, str\)", labels=[1, "a"] * 20)
-    refused(UnknownNameError, "unknown positive class '2'. Known: 0, 1", positive=2)
-    refused(InputError, "positive is 1, but there are 4 classes", labels=[0, 1, 2, 3] * 10, positive=1)
-    refused(InputError, "positive is 1, but numeric labels have no classes", positive=1, method="ridge")
-    refused(DataError, "label 3 is inf, expected a finite number", labels=[1.0, 2, 3, float("inf")] * 10, method="ridge")
-    refused(DataError, "label 1 is 'b', expected a finite number", labels=["1", "b"] * 20, method="ridge")
-    refused(DataError, "40 numeric labels, of which 1 differ", labels=[2.5] * 40, method="ridge")
-    refused(DataError, "9 numeric labels, .* expected at least 10 rows", sentences(9), list(range(9)), method="ridge")
+    assert_refused(DataError, r"all 40 labels are \['a'\]; expected at least two classes", labels=["a"] * 40)
+    assert_refused(DataError, "class 1 has 4 row.s. of 40, expected at least 5 of every class", labels=[1] * 4 + [0] * 36)
+    assert_refused(DataError, "For numeric labels choose method='ridge'", labels=np.linspace(0, 1, 40).tolist())
+    assert_refused(ShapeError, "40 texts and 39 labels; expected one label a text", labels=[0, 1, 0] * 13)
+    assert_refused(DataError, "label 0 is None, expected a str, int, bool or float", labels=[None, 1] * 20)
+    assert_refused(DataError, "label 1 is nan", labels=[1.0, float("nan")] * 20)
+    assert_refused(DataError, r"labels are of several kinds \(int, str\)", labels=[1, "a"] * 20)
+    assert_refused(UnknownNameError, "unknown positive class '2'. Known: 0, 1", positive=2)
+    assert_refused(InputError, "positive is 1, but there are 4 classes", labels=[0, 1, 2, 3] * 10, positive=1)
+    assert_refused(InputError, "positive is 1, but numeric labels have no classes", positive=1, method="ridge")
+    assert_refused(DataError, "label 3 is inf, expected a finite number", labels=[1.0, 2, 3, float("inf")] * 10, method="ridge")
+    assert_refused(DataError, "label 1 is 'b', expected a finite number", labels=["1", "b"] * 20, method="ridge")
+    assert_refused(DataError, "40 numeric labels, of which 1 differ", labels=[2.5] * 40, method="ridge")
+    assert_refused(DataError, "9 numeric labels, .* expected at least 10 rows", sentences(9), list(range(9)), method="ridge")
 
 
 def test_refused_texts():
-    refused(DataError, "text 3 .'sky'. has 1 token", [*sentences(3), "sky", *sentences(36, seed=2)])
-    refused(InputError, "texts is the string 'the sky'", "the sky", [0, 1])
-    refused(ShapeError, "40 texts and 3 groups; expected one group a text", groups=[1, 2, 3])
-    refused(DataError, "class 0 train", groups=[i % 2 for i in range(40)], held_out=0.6)
-    refused(DataError, "after the split only 0 row.s. of class 0 judge, expected at least 2", groups=["all"] * 40)
-    refused(DataError, "judge, expected at least 2. Give more rows, another held_out than 0.01", held_out=0.01)
-    refused(InputError, "held_out is 1.0, expected a share", held_out=1.0)
+    assert_refused(DataError, "text 3 .'sky'. has 1 token", [*sentences(3), "sky", *sentences(36, seed=2)])
+    assert_refused(InputError, "texts is the string 'the sky'", "the sky", [0, 1])
+    assert_refused(ShapeError, "40 texts and 3 groups; expected one group a text", groups=[1, 2, 3])
+    assert_refused(DataError, "class 0 train", groups=[i % 2 for i in range(40)], held_out=0.6)
+    assert_refused(DataError, "after the split only 0 row.s. of class 0 judge, expected at least 2", groups=["all"] * 40)
+    assert_refused(DataError, "judge, expected at least 2. Give more rows, another held_out than 0.01", held_out=0.01)
+    assert_refused(InputError, "held_out is 1.0, expected a share", held_out=1.0)
 
 
 def test_refused_options():
-    refused(UnknownNameError, "unknown probe 'logistics'. Did you mean 'logistic'", method="logistics")
-    refused(UnknownNameError, "unknown option of logistic 'c'", options={"c": 1.0})
-    refused(UnknownNameError, "unknown pool 'min'", pool="min")
-    refused(UnknownNameError, "unknown site 'blocks.0.resid_past'", sites=["resid_past"])
-    refused(InputError, "layers 0 to 1", layers=[7])
-    refused(InputError, "controls is -1", controls=-1)
+    assert_refused(UnknownNameError, "unknown probe 'logistics'. Did you mean 'logistic'", method="logistics")
+    assert_refused(UnknownNameError, "unknown option of logistic 'c'", options={"c": 1.0})
+    assert_refused(UnknownNameError, "unknown pool 'min'", pool="min")
+    assert_refused(UnknownNameError, "unknown site 'blocks.0.resid_past'", sites=["resid_past"])
+    assert_refused(InputError, "layers 0 to 1", layers=[7])
+    assert_refused(InputError, "controls is -1", controls=-1)
     model = tiny()
     with torch.no_grad():
         model.hf.model.embed_tokens.weight[WORDS.index("sky")] = torch.nan

@@ -30,7 +30,7 @@ def of(statistic, *about, weights=WEIGHTS):
     return spread(lambda w: statistic(*about, w), weights)
 
 
-def same(found, expected):
+def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)  # float64, a dozen terms in another order
 
 
@@ -39,7 +39,7 @@ def same(found, expected):
 
 def test_auc():
     positive = CODES == 1
-    same(of(measure.auc, SCORES, positive), [truth.auc(repeated(SCORES, w), repeated(positive, w)) for w in WEIGHTS])
+    assert_same(of(measure.auc, SCORES, positive), [truth.auc(repeated(SCORES, w), repeated(positive, w)) for w in WEIGHTS])
 
 
 def test_macro_auc():
@@ -47,18 +47,20 @@ def test_macro_auc():
     expected = [
         sum(truth.auc(repeated(scores[:, c], w), [code == c for code in repeated(CODES, w)]) for c in range(3)) / 3 for w in WEIGHTS
     ]
-    same(of(measure.macro_auc, scores, CODES), expected)
+    assert_same(of(measure.macro_auc, scores, CODES), expected)
 
 
 def test_accuracies():
-    same(of(measure.accuracy, RIGHT), [np.mean(repeated(RIGHT, w)) for w in WEIGHTS])
+    assert_same(of(measure.accuracy, RIGHT), [np.mean(repeated(RIGHT, w)) for w in WEIGHTS])
     expected = [truth.balanced_accuracy(repeated(RIGHT, w), repeated(CODES, w), 3) for w in WEIGHTS]
-    same(of(measure.balanced_accuracy, RIGHT, CODES), expected)
+    assert_same(of(measure.balanced_accuracy, RIGHT, CODES), expected)
 
 
 def test_spearman_and_r_squared():
-    same(of(measure.spearman, SCORES, TARGETS), [truth.spearman(repeated(SCORES, w), repeated(TARGETS, w)) for w in WEIGHTS])
-    same(of(measure.r_squared, SCORES, TARGETS), [truth.r_squared(repeated(SCORES, w), repeated(TARGETS, w)) for w in WEIGHTS])
+    assert_same(of(measure.spearman, SCORES, TARGETS), [truth.spearman(repeated(SCORES, w), repeated(TARGETS, w)) for w in WEIGHTS])
+    assert_same(
+        of(measure.r_squared, SCORES, TARGETS), [truth.r_squared(repeated(SCORES, w), repeated(TARGETS, w)) for w in WEIGHTS]
+    )
 
 
 @pytest.mark.parametrize(("n", "bins"), [(14, 4), (14, 14), (10, 10), (3, 10)])
@@ -68,7 +70,7 @@ def test_calibration_error(n, bins):
     assert len(table) == min(n, bins)
     assert table[:, 2].sum() == n
     assert np.ptp(table[:, 2]) <= 1
-    same(measure.calibration_error(table), truth.calibration_error(p, right, min(n, bins)))
+    assert_same(measure.calibration_error(table), truth.calibration_error(p, right, min(n, bins)))
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -79,13 +81,13 @@ def test_auc_by_hand():
     With the tied negative drawn twice: (1 + 1/2 + 1/2 + 1 + 1 + 1) / 6 = 5/6. Without a negative: undefined."""
     scores, positive = np.array([1.0, 2, 2, 3]), np.array([False, True, False, True])
     found = spread(lambda w: measure.auc(scores, positive, w), np.array([[1.0, 1, 1, 1], [1, 1, 2, 1], [0, 1, 0, 1]]))
-    same(found, [7 / 8, 5 / 6, math.nan])
+    assert_same(found, [7 / 8, 5 / 6, math.nan])
 
 
 def test_calibration_by_hand():
     """Two bins of two: promised .1 and .3, none came; promised .6 and 1, one came. |.2 - 0| and |.8 - .5|: mean .25."""
     table = measure.reliability(np.array([0.6, 0.1, 1.0, 0.3]), np.array([0.0, 0, 1, 0]), bins=2)
-    same(table, [[0.2, 0, 2], [0.8, 0.5, 2]])
+    assert_same(table, [[0.2, 0, 2], [0.8, 0.5, 2]])
     assert measure.calibration_error(table) == pytest.approx(0.25)
 
 
@@ -111,9 +113,9 @@ def test_intervals_are_the_packages_own(seed):
         return np.array([truth.auc([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in zip(negative, positive, strict=True)])
 
     found = estimate(spread(lambda w: measure.auc(SCORES, codes == 1, w), weights), N)
-    same(found, bootstrap(slow, SCORES[codes == 0], SCORES[codes == 1], seed=seed, resamples=2000))
+    assert_same(found, bootstrap(slow, SCORES[codes == 0], SCORES[codes == 1], seed=seed, resamples=2000))
     means = estimate(spread(lambda w: measure.accuracy(RIGHT, w), resamples(np.zeros(N, dtype=int), np.arange(N), seed=seed)), N)
-    same(means, bootstrap(lambda x: x.mean(axis=1), RIGHT.astype(float), seed=seed))
+    assert_same(means, bootstrap(lambda x: x.mean(axis=1), RIGHT.astype(float), seed=seed))
 
 
 def test_rows_are_drawn_within_their_class():
@@ -160,7 +162,7 @@ def test_blocks_change_nothing(monkeypatch):
     weights = resamples(CODES, np.arange(N), seed=0, count=100)
     whole = spread(lambda w: measure.spearman(SCORES, TARGETS, w), weights)
     monkeypatch.setattr("workbench.probe.measure.BLOCK", 7 * N)
-    same(spread(lambda w: measure.spearman(SCORES, TARGETS, w), weights), whole)
+    assert_same(spread(lambda w: measure.spearman(SCORES, TARGETS, w), weights), whole)
 
 
 def test_noise_of_a_true_probability_is_not_zero_and_shrinks():
@@ -183,10 +185,10 @@ def test_noise_of_a_true_probability_is_not_zero_and_shrinks():
 def test_what_is_measured_of_two_classes():
     codes = CODES.clip(0, 1)
     found = Judge(codes, 2, WEIGHTS)(SCORES[:, None], log_odds=True)
-    same(found[0], of(measure.auc, SCORES, codes == 1))
-    same(found[1], of(measure.accuracy, (SCORES > 0) == codes))
-    same(found[2], of(measure.balanced_accuracy, (SCORES > 0) == codes, codes))
-    same(Judge.plain(codes, 2).chance(), [0.5, 8 / 14, 0.5])  # eight of fourteen rows are of class 1
+    assert_same(found[0], of(measure.auc, SCORES, codes == 1))
+    assert_same(found[1], of(measure.accuracy, (SCORES > 0) == codes))
+    assert_same(found[2], of(measure.balanced_accuracy, (SCORES > 0) == codes, codes))
+    assert_same(Judge.plain(codes, 2).chance(), [0.5, 8 / 14, 0.5])  # eight of fourteen rows are of class 1
 
 
 def test_what_is_measured_of_three_classes():
@@ -197,16 +199,16 @@ def test_what_is_measured_of_three_classes():
     found = judge(logits, log_odds=True)
     np.testing.assert_allclose(judge(common, log_odds=True), found, atol=1e-9)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    same(found[0], of(measure.macro_auc, p, CODES))
-    same(found[1], of(measure.accuracy, logits.argmax(1) == CODES))
+    assert_same(found[0], of(measure.macro_auc, p, CODES))
+    assert_same(found[1], of(measure.accuracy, logits.argmax(1) == CODES))
     assert not np.allclose(judge(common, log_odds=False)[0], found[0], equal_nan=True)
     np.testing.assert_array_equal(judge(logits, log_odds=False)[0], of(measure.macro_auc, logits, CODES))
-    same(judge.chance(), [0.5, 6 / 14, 1 / 3])
+    assert_same(judge.chance(), [0.5, 6 / 14, 1 / 3])
 
 
 def test_what_is_measured_of_numbers():
     judge = Judge(TARGETS, 0, WEIGHTS)
     found = judge(SCORES[:, None], log_odds=False)
     assert judge.metrics == ("spearman", "r_squared")
-    same(found, [of(measure.spearman, SCORES, TARGETS), of(measure.r_squared, SCORES, TARGETS)])
-    same(judge.chance(), [0, 0])
+    assert_same(found, [of(measure.spearman, SCORES, TARGETS), of(measure.r_squared, SCORES, TARGETS)])
+    assert_same(judge.chance(), [0, 0])

@@ -73,7 +73,7 @@ def ablate_value_vectors(
                 moved = _noise(vectors, std, source, absolute=absolute)
             case "zero":
                 moved = -vectors
-            case "project_out":
+            case "project_out" if direction is not None:
                 moved = -_along(vectors, direction)
             case "scale":
                 moved = (factor - 1.0) * vectors
@@ -92,9 +92,8 @@ def _noise(vectors: Float[Tensor, "k d_model"], std: float, source: Generator, *
     return std * torch.linalg.vector_norm(vectors, dim=1, keepdim=True) / vectors.shape[1] ** 0.5 * drawn
 
 
-def _along(vectors: Float[Tensor, "k d_model"], direction: Direction | None) -> Float[Tensor, "k d_model"]:
+def _along(vectors: Float[Tensor, "k d_model"], direction: Direction) -> Float[Tensor, "k d_model"]:
     """What the vectors have along the direction."""
-    assert direction is not None  # checked before
     unit = direction.vector.to(vectors)
     return torch.outer(vectors @ unit, unit)
 

@@ -17,6 +17,7 @@ import yaml
 from workbench.core.errors import DataError, InputError, unknown
 from workbench.core.picture import table
 from workbench.core.store import existing, file_sha256
+from workbench.core.strict_yaml import StrictLoader
 from workbench.core.svg import percent, shorten, tag
 from workbench.load.labelled import Label, LabelledTexts, labelled
 
@@ -119,30 +120,15 @@ def _card(source: str | Path, root: str | Path) -> Path:
     return Path(root) / f"{source}.yaml"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; the last one would win without a word."""
-
-
-def _no_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise DataError(f"the key {key!r} stands twice in one mapping (line {node.start_mark.line + 1} and below).")
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _no_repeats)
-
-
 def _read(path: Path) -> dict[str, Any]:
     """The card's mapping, every key and type checked."""
     try:
-        card = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        card = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise DataError(f"{path}: not valid YAML: {getattr(error, 'problem', None) or 'it cannot be read'}{where}.") from error
-    except (DataError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: {error}") from error
     if not isinstance(card, dict):
         raise DataError(f"{path}: expected a mapping with {', '.join(_REQUIRED)}.")

@@ -10,22 +10,13 @@ import yaml
 
 from workbench.core.errors import InputError, StudyError, unknown
 from workbench.core.store import existing
+from workbench.core.strict_yaml import StrictLoader
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(StrictLoader):
     """YAML that reads 1e-3 as the number and 2:4 as the text that they are; to YAML 1.1 they are a text and a number."""
 
 
-def _no_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping; a key that stands twice is an error, where YAML would keep the last one without a word."""
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise StudyError(f"the key {key!r} stands twice in one mapping (line {node.start_mark.line + 1} and below).")
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _no_repeats)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 for _first in "0123456789":  # the scope 2:4 is a text; to YAML 1.1 it is two minutes and four seconds, 124
     _Loader.yaml_implicit_resolvers[_first].insert(0, ("tag:yaml.org,2002:str", re.compile(r"^\d+:\d+$")))
