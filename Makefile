@@ -40,7 +40,8 @@ organism: .venv/installed  ## train the bundled models again (half an hour on tw
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook,influence]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kronfluence  # its torchvision breaks transformers
 	touch $@
 
 clean:

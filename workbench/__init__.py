@@ -27,12 +27,12 @@ _HOME = {
     "Place": "workbench.core.components",
     "Behavior": "workbench.load.behaviors",
 }
-_STAGES = ("attribute", "probe", "edit", "unlearn", "evaluate", "study", "report", "train", "trace")
+_STAGES = ("attribute", "probe", "score", "edit", "unlearn", "evaluate", "study", "report", "train", "trace")
 
 __all__ = [*_HOME, *_STAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from workbench import attribute, edit, evaluate, probe, report, study, trace, train, unlearn
+    from workbench import attribute, edit, evaluate, probe, report, score, study, trace, train, unlearn
     from workbench.core.components import Components, Place
     from workbench.core.delta import Delta
     from workbench.core.direction import Direction

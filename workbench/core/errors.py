@@ -4,6 +4,7 @@ WorkbenchError
 ├── InputError (ValueError)          what came in is wrong; the command line exits with status 2
 │   ├── UnknownNameError             a method, option, split or site nobody registered; names the nearest
 │   ├── DataError                    a row, a file of rows, or two sets that must not overlap
+│   │   └── TooLongError             a row with more tokens than the model's context
 │   ├── ModelError                   not a model folder, a pickle, an architecture without an adapter
 │   ├── ShapeError                   two records that must agree in shape do not
 │   ├── MismatchError                a Mask, Scores or Delta that belongs to another model
@@ -34,6 +35,10 @@ class UnknownNameError(InputError):
 
 class DataError(InputError):
     """Rows that cannot be used."""
+
+
+class TooLongError(DataError):
+    """Rows with more tokens than the model's context."""
 
 
 class ModelError(InputError):

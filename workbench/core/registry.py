@@ -121,7 +121,10 @@ class Registry:
 
 
 attribution = Registry("attribution", "workbench.attribute", needs=())
+influence = Registry("influence", "workbench.attribute.data")
+example_score = Registry("example_score", "workbench.score", rows="examples")
 probe = Registry("probe", "workbench.probe", targets="classes")
 edit = Registry("edit", "workbench.edit", where="sets")
 objective = Registry("objective", "workbench.unlearn", retain="nll", forget_weight=1.0, needs_reference=False)
+preference = Registry("preference", "workbench.unlearn", needs_reference=True)
 metric = Registry("metric", "workbench.evaluate", unit=..., better=...)

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from workbench.core.errors import DataError, InputError
-from workbench.core.records import Examples
+from workbench.core.errors import DataError, InputError, TooLongError
+from workbench.core.records import Examples, PreferencePair, PreferencePairs
 from workbench.load.models import Model
 
 
@@ -23,6 +23,14 @@ class Encoded(NamedTuple):
     id: str
     tokens: list[int]
     start: int
+
+
+class EncodedPair(NamedTuple):
+    """One preference pair as tokens: one prompt with either answer."""
+
+    id: str
+    chosen: Encoded
+    rejected: Encoded
 
 
 class Batch(NamedTuple):
@@ -50,11 +58,12 @@ def render(model: Model, prompt: str) -> tuple[str, bool]:
     return str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), False
 
 
-def encode(model: Model, prompt: str, response: str, *, id: str = "row") -> Encoded:
+def encode(model: Model, prompt: str, response: str, *, id: str = "row", end: bool = True) -> Encoded:
     """Tokenize prompt and answer together; the answer ends with the end-of-text token where the tokenizer has one.
 
     One space is put between prompt and answer unless white space already stands there; it belongs to the answer.
 
+    Args: end: False leaves the end-of-text token out, for answers of a single token.
     Raises: DataError naming the row if it is longer than the model's context or has no answer.
     """
     head, special = render(model, prompt)
@@ -63,16 +72,16 @@ def encode(model: Model, prompt: str, response: str, *, id: str = "row") -> Enco
         raise DataError(f"row {id!r}: the response is empty.")
     coded = model.tokenizer(head + gap + response, add_special_tokens=special, return_offsets_mapping=True)
     tokens, offsets = list(coded["input_ids"]), coded["offset_mapping"]
-    end = model.tokenizer.eos_token_id
-    while tokens and tokens[-1] == end and offsets[len(tokens) - 1][1] == offsets[len(tokens) - 1][0]:
+    stop = model.tokenizer.eos_token_id
+    while tokens and tokens[-1] == stop and offsets[len(tokens) - 1][1] == offsets[len(tokens) - 1][0]:
         tokens.pop()  # a tokenizer that appends end-of-text itself; exactly one is added below
-    start = next((i for i, (_, stop) in enumerate(offsets[: len(tokens)]) if stop > len(head)), len(tokens))
-    if not any(stop > len(head) + len(gap) for _, stop in offsets[: len(tokens)]):
+    start = next((i for i, (_, last) in enumerate(offsets[: len(tokens)]) if last > len(head)), len(tokens))
+    if not any(last > len(head) + len(gap) for _, last in offsets[: len(tokens)]):
         raise DataError(f"row {id!r}: no token of the answer {response[:40]!r} survives the tokenizer.")
-    if end is not None:
-        tokens.append(end)
+    if end and stop is not None:
+        tokens.append(stop)
     if len(tokens) > model.context:
-        raise DataError(
+        raise TooLongError(
             f"row {id!r}: {len(tokens)} tokens, but the model's context is {model.context}. Shorten the row or leave it out."
         )
     return Encoded(id, tokens, start)
@@ -81,6 +90,33 @@ def encode(model: Model, prompt: str, response: str, *, id: str = "row") -> Enco
 def encode_all(model: Model, examples: Examples) -> list[Encoded]:
     """Every row's prompt with its response."""
     return [encode(model, row.prompt, row.response, id=row.id) for row in examples]
+
+
+def encode_pairs(model: Model, pairs: PreferencePairs, *, end: bool = True) -> list[EncodedPair]:
+    """Every pair's prompt with its chosen and with its rejected answer.
+
+    Args: end: see `encode`.
+    Raises: DataError naming all pairs that are longer than the model's context, or the first that has no answer.
+    """
+    coded: list[EncodedPair] = []
+    long: list[str] = []
+    for pair in pairs:
+        try:
+            sides = (encode(model, pair.prompt, text, id=f"{pair.id}, {side}", end=end) for side, text in _sides(pair))
+            coded.append(EncodedPair(pair.id, *sides))
+        except TooLongError as error:
+            long.append(str(error).split(", but")[0])
+    if long:
+        listed = "; ".join(long[:8]) + (f"; and {len(long) - 8} more" if len(long) > 8 else "")
+        raise TooLongError(
+            f"{pairs.name}: {len(long)} of {len(pairs)} pairs do not fit the model's context of {model.context} tokens: {listed}. "
+            "Shorten them or leave them out."
+        )
+    return coded
+
+
+def _sides(pair: PreferencePair) -> tuple[tuple[str, str], ...]:
+    return ("chosen", pair.chosen), ("rejected", pair.rejected)
 
 
 def collate(rows: Sequence[Encoded], *, device: torch.device | str = "cpu", pad: int = 0, side: str = "right") -> Batch:

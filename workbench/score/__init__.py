@@ -1,0 +1,1 @@
+"""Numbers about one example or one preference pair."""
