@@ -5,7 +5,7 @@ Whatever trains runs through `fit`. Every step
     2. sums their losses micro-batch by micro-batch and divides by how many they are, so that the gradient is that of the mean
        over examples whatever the micro-batch size,
     3. clips the norm of the trainable entries' gradient, and
-    4. lets AdamW move the float32 masters of exactly those entries.
+    4. lets the optimizer, AdamW unless told otherwise, move the float32 masters of exactly those entries.
 Dropout stays off: a policy that equals its reference must score as equal.
 """
 
@@ -25,6 +25,7 @@ from workbench.core.runtime import progress
 from workbench.load.models import Model
 from workbench.train.check import PRECISION, Check, Within, largest_within
 from workbench.train.masters import Master, difference, masters, write_back
+from workbench.train.optimizers import Checkpoint, Moments, adam_moments, check_rule, make
 from workbench.train.task import Task
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -52,11 +53,16 @@ class Audit:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """delta: what to add to the weights.   history: one dict a step (epoch, step, loss, lr, grad_norm) and check.   audit."""
+    """delta: what to add to the weights.   history: one dict a step (epoch, step, loss, lr, grad_norm) and check.   audit.
+
+    checkpoints: the weights after every epoch, where asked for.   moments: what Adam remembered at the end, where asked for.
+    """
 
     delta: Delta
     history: list[dict[str, float]]
     audit: Audit
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    moments: Moments | None = None
 
 
 @dataclass
@@ -64,6 +70,7 @@ class _Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: str = ""
     part: float = 1.0
+    checkpoints: list[Checkpoint] = field(default_factory=list)
 
 
 def fit(
@@ -81,8 +88,11 @@ def fit(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     clip_norm: float | None = 1.0,
+    optimizer: str = "adamw",
     seed: int = 0,
     check: Check | None = None,
+    snapshots: bool = False,
+    moments: bool = False,
     show: bool = False,
 ) -> Trained:
     """Minimize the mean of a task's per-example losses, and leave the model as it was found.
@@ -92,10 +102,13 @@ def fit(
         provenance: of the resulting Delta.
         mask: the weights that may move; None for all.
         micro_batch: examples per backward pass; changes memory, not the result beyond rounding.
-        lr: peak rate of AdamW.   warmup: share of the steps with a linearly rising rate.
+        lr: peak rate.   warmup: share of the steps with a linearly rising rate.
         schedule: "constant", "linear" or "cosine", down to 0 after the warm-up.
         weight_decay: decoupled, on trainable entries only.
         clip_norm: largest norm of the trainable entries' gradient; None for no clipping.
+        optimizer: "adamw", or "sign" for w -= lr * sign(gradient), which has no use for `betas`.
+        snapshots: keep the weights after every epoch, a float32 copy of all that may move for each.
+        moments: keep Adam's two averages of the gradient.
         check: measured before the first step and after every epoch, or every `check.every` steps; what is returned is the last
             state measured within the limit or, with `check.partial`, the last one on the way to the state beyond it.
     Raises: DataError if there are no examples; NumericsError if a loss or gradient is not finite, naming the step.
@@ -104,6 +117,7 @@ def fit(
         raise DataError("train: there are no examples.")
     if schedule not in SCHEDULES:
         raise InputError(f"train: schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}.")
+    check_rule(optimizer, moments=moments)
     numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "micro_batch": micro_batch, "clip_norm": clip_norm}
     numbers["check.every"] = check.every if check is not None else None
     for name, value in numbers.items():
@@ -117,30 +131,34 @@ def fit(
     state = _Progress()
     tokens = 0
     with isolated_rng(seed), masters(model, mask) as made:
-        optimizer = torch.optim.AdamW([m.master for m in made], lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        rule = make(optimizer, made, lr=lr, betas=betas, weight_decay=weight_decay)
         kept = _keep(made) if check is not None else None
         if not _record_check(state, check, epoch=0):
             raise InputError(f"train: the limit is exceeded before the first step: {state.stopped.split(' after')[0]}.")
         for step in progress(range(steps), label=provenance.method, show=show):
             epoch, chosen = _step_rows(step, len(task), batch_size, seed)
-            for group in optimizer.param_groups:
+            for group in rule.param_groups:
                 group["lr"] = lr * _rate(step, steps, warmup, schedule)
             value = _backward(task, chosen, epoch, micro_batch or batch_size, made, step)
             norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], math.inf if clip_norm is None else clip_norm)
             if not math.isfinite(float(norm)):
                 raise NumericsError(f"train: the gradient at step {step} is NaN or infinite; try a lower lr.")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            rule.step()
+            rule.zero_grad(set_to_none=True)
             write_back(made)
             tokens += task.tokens(chosen, epoch)
-            now = {"epoch": epoch, "step": step, "loss": value, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            now = {"epoch": epoch, "step": step, "loss": value, "lr": rule.param_groups[0]["lr"], "grad_norm": float(norm)}
             state.history.append(now)
             if check is not None and ((step + 1) % every == 0 or step + 1 == steps):
                 if not _record_check(state, check, epoch=epoch if check.every else epoch + 1, step=step):
                     _go_back(made, kept, state, check)
                     break
                 kept = _keep(made)
+            if snapshots and (step + 1) % (steps // epochs) == 0:
+                rates = [row["lr"] for row in state.history if row["epoch"] == epoch and "lr" in row]
+                state.checkpoints.append(Checkpoint(difference(made, provenance), sum(rates) / len(rates)))
         delta = difference(made, provenance)
+        remembered = adam_moments(rule, made) if moments else None
         trainable = sum(m.initial.numel() for m in made)
     moved = delta.moved(model)  # of the Delta that is returned, in the dtype the model has
     audit = Audit(
@@ -153,7 +171,7 @@ def fit(
         stopped=state.stopped,
         part=state.part,
     )
-    return Trained(delta, state.history, audit)
+    return Trained(delta, state.history, audit, state.checkpoints, remembered)
 
 
 def _step_rows(step: int, n: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
