@@ -171,7 +171,7 @@ def test_from_file_to_page_and_on(file, tmp_path, monkeypatch):
         (StudyError, "surgery.budget is nan", "surgery.budget=.nan"),
         (StudyError, "report_rows is 2.5, expected a whole number", "surgery.report_rows=2.5"),
         (UnknownNameError, "unknown probe 'meen_difference'", "surgery.method=meen_difference"),
-        (UnknownNameError, "unknown key of a surgery study", "arms={}"),
+        (UnknownNameError, "unknown key of a study with 'surgery'", "arms={}"),
     ],
 )
 def test_bad_settings(file, error, match, override):

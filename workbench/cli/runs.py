@@ -37,11 +37,10 @@ def judge(
 ) -> None:
     """Judge located weights by intervention: inside them, in a matched random set, outside them, at one budget."""
     from workbench.report import print_table
-    from workbench.study.localization import KEYS
+    from workbench.study.head import below
     from workbench.study.localization import run as judge_study
 
-    overrides = [one if one.split("=")[0].split(".")[0].strip() in KEYS else f"judge.{one}" for one in option or []]
-    folder = judge_study(study, out=out, overrides=overrides, only=scores or [])
+    folder = judge_study(study, out=out, overrides=below("judge", option or []), only=scores or [])
     print_table(folder)
     typer.echo(f"report: {folder / 'report.html'}")
 

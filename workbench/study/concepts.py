@@ -36,19 +36,17 @@ from workbench.edit.value_vectors import KINDS
 from workbench.evaluate.ask import ask
 from workbench.evaluate.concept_vectors import written
 from workbench.load.concepts import own_concept
-from workbench.load.datasets import examples
-from workbench.load.models import Model, check_source, load
+from workbench.load.models import Model, check_source
 from workbench.probe import find_concept
 from workbench.report import page
 from workbench.study.concept_arms import Arm, Bench, Point, as_many_others, chosen, measure
 from workbench.study.concepts_sheet import sheet
-from workbench.study.file import check_head, known, mapping, read_file, relative, resolve, sources
+from workbench.study.file import known, mapping, relative, resolve
 from workbench.study.folder import begin, kept, state
+from workbench.study.head import Head, count, read_head
 from workbench.study.intervene import row_nll
 from workbench.study.judge import split_retain
 from workbench.unlearn.run import run as unlearn
-
-KEYS = ("name", "title", "model", "data", "concepts", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            value = getattr(self, one.name)
-            if type(value) is not int or value < 1:
-                raise StudyError(f"concepts.{one.name} is {value!r}, expected a whole number of at least 1.")
+            count(f"concepts.{one.name}", getattr(self, one.name))
         if self.vectors > self.candidates:
             raise StudyError(f"concepts.vectors is {self.vectors}, but only {self.candidates} candidates are sought.")
 
@@ -78,38 +74,28 @@ class Settings:
 class Plan:
     """A study of concepts, checked."""
 
-    name: str
-    model: str
-    data: Mapping[str, str]
+    head: Head
     settings: Settings
     arms: tuple[Arm, ...]
-    device: str = "auto"
-    dtype: str = "auto"
-    title: str = ""
 
 
 def read(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     """A study file with overrides such as "concepts.vectors=5", fully checked.
 
-    Raises: StudyError for a file that is no such study; UnknownNameError, with the nearest name, for an unknown key, objective or
-        option; InputError for a missing file.
+    Raises: as `read_head`, also for values and arms of `concepts`; UnknownNameError for an objective or option nobody knows.
     """
-    path, raw = Path(path), read_file(path, overrides)
-    known("key of a study of concepts", raw, KEYS)
-    check_head(raw, path, ("name", "model", "data", "concepts"))
-    body = dict(mapping("concepts", raw["concepts"]))
-    given = mapping("concepts.arms", body.pop("arms", {}))
+    head, given = read_head(path, overrides, "concepts", splits=("forget", "retain"))
+    body = dict(given)
+    asked = mapping("concepts.arms", body.pop("arms", {}))
     known("key of concepts", body, [*(f.name for f in fields(Settings)), "arms"])
     settings = Settings(**body)
-    arms = tuple(_arm(str(name), mapping(f"arm {name}", one), settings, path.parent) for name, one in given.items())
+    arms = tuple(_arm(str(name), mapping(f"arm {name}", one), settings, Path(path).parent) for name, one in asked.items())
     if not arms:
         raise StudyError(f"{path}: concepts has no arms; give at least one of unlearn, ablate and model.")
-    model = resolve(str(raw["model"]), path.parent)
-    for source in (model, *(arm.model for arm in arms if arm.model)):
-        check_source(source)
-    rest = {key: str(raw[key]) for key in ("device", "dtype", "title") if key in raw}
-    data = sources(raw["data"], path, ("forget", "retain"))
-    return Plan(str(raw["name"]), model, data, settings, (Arm("untouched"), *arms), **rest)
+    for arm in arms:
+        if arm.model:
+            check_source(arm.model)
+    return Plan(head, settings, (Arm("untouched"), *arms))
 
 
 def _arm(name: str, body: Mapping[str, Any], settings: Settings, folder: Path) -> Arm:
@@ -154,11 +140,11 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     Raises: any InputError before the first file is written.
     """
     plan = read(study, overrides)
-    rows = {split: examples(plan.data[split], root=plan.data.get("root")) for split in ("forget", "retain")}
-    model = load(plan.model, device=plan.device, dtype=plan.dtype)
-    folder = Path(out) / plan.name
+    rows = {split: plan.head.rows(split) for split in ("forget", "retain")}
+    model = plan.head.load()
+    folder = Path(out) / plan.head.name
     on = prepare(model, rows["forget"], rows["retain"], plan.settings, show=show)
-    begin(folder, _config(plan, folder), ("found.parquet", "sheet.json", "report.html"))
+    begin(folder, plan.head.config(folder, "concepts", _body(plan, folder)), ("found.parquet", "sheet.json", "report.html"))
     causes = [state(model), *(part.fingerprint() for part in rows.values()), asdict(plan.settings)]
     points = [
         replace(Point(**kept(folder, [*causes, _decisive(arm)], lambda arm=arm: measure(on, arm).as_dict())), arm=arm.name)
@@ -167,7 +153,7 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     frames = [one.frame().assign(concept=concept.name) for one, concept in zip(on.found, on.concepts, strict=True)]
     with new_file(folder / "found.parquet") as aside:
         pd.concat(frames, ignore_index=True).to_parquet(aside, index=False)
-    sheet(plan.title or plan.name, plan.arms, points, on, asdict(plan.settings)).save(folder)
+    sheet(plan.head.title or plan.head.name, plan.arms, points, on, asdict(plan.settings)).save(folder)
     page(folder)
     return folder
 
@@ -223,18 +209,10 @@ def _decisive(arm: Arm) -> dict[str, Any]:
     return plain | {"model": arm.model}
 
 
-def _config(plan: Plan, folder: Path) -> dict[str, Any]:
-    """The study with every default filled in, its paths relative to the run's folder."""
+def _body(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Settings and arms as a study file has them, paths relative to the run's folder."""
     arms: dict[str, Any] = {}
     for arm in plan.arms[1:]:
         arms[arm.name] = {"model": relative(arm.model, folder)} if arm.model else {}
         arms[arm.name] |= {key: dict(getattr(arm, key)) for key in ("unlearn", "ablate") if getattr(arm, key)}
-    return {
-        "name": plan.name,
-        "title": plan.title,
-        "model": relative(plan.model, folder),
-        "data": {key: relative(value, folder) for key, value in plan.data.items()},
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "concepts": {**asdict(plan.settings), "arms": arms},
-    }
+    return {**asdict(plan.settings), "arms": arms}

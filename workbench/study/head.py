@@ -12,6 +12,9 @@ from workbench.load.datasets import examples
 from workbench.load.models import Model, check_source, load
 from workbench.study.file import check_head, known, mapping, read_file, relative, resolve, sources
 
+KEYS = ("name", "title", "model", "data", "device", "dtype")
+"""What stands beside a study's own mapping."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -61,6 +64,11 @@ def read_head(
     data = sources(raw["data"], path, splits) if splits else {}
     rest = {key: str(raw.get(key, "auto")) for key in ("device", "dtype")}
     return Head(str(raw["name"]), str(raw.get("title", "")), name, data, **rest), mapping(kind, raw[kind])
+
+
+def below(kind: str, options: Iterable[str]) -> list[str]:
+    """Options such as "seeds=[0]" of a command for one kind of study, as overrides of its file: below `kind`, but for KEYS."""
+    return [one if one.split("=")[0].split(".")[0].strip() in KEYS else f"{kind}.{one}" for one in options]
 
 
 def positive(what: str, value: Any) -> float:

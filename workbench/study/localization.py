@@ -34,15 +34,14 @@ from workbench.core.runtime import progress_bar
 from workbench.core.scopes import SCOPES
 from workbench.core.scores import Scores
 from workbench.core.store import new_file, text_sha256
-from workbench.load.datasets import examples
-from workbench.load.models import Model, check_source, load
+from workbench.load.models import Model
 from workbench.report.verdict import page
-from workbench.study.file import check_head, known, mapping, read_file, relative, resolve, sources
+from workbench.study.file import mapping
 from workbench.study.folder import begin, kept, state
+from workbench.study.head import Head, read_head
 from workbench.study.intervene import Bench, Located, Parts, Point, Question, Settings, bench, check, measure
 from workbench.study.judge import Ranked, judge, questions, sizes_of, split_retain, verdict
 
-KEYS = ("name", "title", "model", "data", "judge", "device", "dtype")
 _JUDGE = Member("judge", judge)
 
 
@@ -65,16 +64,11 @@ class ScorePlan:
 class Localization:
     """A study of localizations, checked. judge: options of `judge`, as they are given."""
 
-    name: str
-    model: str
-    data: Mapping[str, str]
+    head: Head
     scores: tuple[ScorePlan, ...]
     judge: Mapping[str, Any]
     settings: Settings
     scope: str = "global"
-    device: str = "auto"
-    dtype: str = "auto"
-    title: str = ""
 
     @property
     def cut(self) -> dict[str, int]:
@@ -87,14 +81,10 @@ def read(path: str | Path, overrides: Iterable[str] = (), *, only: Sequence[str]
 
     Args: only: names of scores in the file, or of registered methods, which then have their default options; all of the
         file's without it.
-    Raises: StudyError for a file that is no such study; UnknownNameError, with the nearest name, for an unknown key, method
-        or option; InputError for a missing file or an option that cannot be.
+    Raises: as `read_head`; UnknownNameError for a method or option nobody knows; InputError for an option that cannot be.
     """
-    path, raw = Path(path), read_file(path, overrides)
-    known("key of a localization study", raw, KEYS)
-    check_head(raw, path, ("name", "model", "data", "judge"))
-    data = sources(raw["data"], path, ("forget", "retain"))
-    body = dict(mapping("judge", raw["judge"]))
+    head, given = read_head(path, overrides, "judge", splits=("forget", "retain"))
+    body = dict(given)
     scores = _plans(path, mapping("judge.scores", body.pop("scores", {})), only)
     scope = body.pop("scope", "global")
     if scope not in SCOPES:
@@ -105,13 +95,10 @@ def read(path: str | Path, overrides: Iterable[str] = (), *, only: Sequence[str]
             f"{path}: judge.scope is {scope!r}, but {', '.join(units)} chooses whole units, which all compete (scope global). Give "
             "such sets a study of their own."
         )
-    model = resolve(str(raw["model"]), path.parent)
-    check_source(model)
-    rest = {key: str(raw[key]) for key in ("device", "dtype", "title") if key in raw}
-    return Localization(str(raw["name"]), model, data, scores, body, _settings(body), scope, **rest)
+    return Localization(head, scores, body, _settings(body), scope)
 
 
-def _plans(path: Path, given: Mapping[str, Any], only: Sequence[str]) -> tuple[ScorePlan, ...]:
+def _plans(path: str | Path, given: Mapping[str, Any], only: Sequence[str]) -> tuple[ScorePlan, ...]:
     """The scores of the file, or those asked for."""
     plans = []
     for name in only or given:
@@ -156,16 +143,16 @@ def run(
     Raises: any InputError before the first file is written.
     """
     plan = read(study, overrides, only=only)
-    rows = {split: examples(plan.data[split], root=plan.data.get("root")) for split in ("forget", "retain")}
+    rows = {split: plan.head.rows(split) for split in ("forget", "retain")}
     parts = split_retain(rows["forget"], rows["retain"], **plan.cut)
-    model = load(plan.model, device=plan.device, dtype=plan.dtype)
-    folder = Path(out) / plan.name
+    model = plan.head.load()
+    folder = Path(out) / plan.head.name
     paths = score_paths(plan, model, rows["forget"], parts, folder)
     scores = locate(plan, model, rows["forget"], parts, paths)
     located = {one.name: _located(one, model, scores[one.name], plan.scope) for one in plan.scores}
     on = bench(model, rows["forget"], parts, plan.settings)
     check(on, located, sizes_of(located, plan.settings))
-    begin(folder, _config(plan, folder), ("verdict.parquet", "areas.parquet", "report.html"))
+    begin(folder, plan.head.config(folder, "judge", _body(plan)), ("verdict.parquet", "areas.parquet", "report.html"))
     for name, path in paths.items():
         if not path.exists():
             scores[name].save(path)
@@ -223,20 +210,12 @@ def _about(plan: Localization, on: Bench, one: Question) -> list[Any]:
     return [state(on.model), rows, chosen, found.key(), found.unit, plan.scope, one.size, one.side, one.seed]
 
 
-def _config(plan: Localization, folder: Path) -> dict[str, Any]:
-    """The study with every default filled in, its paths relative to the run's folder."""
+def _body(plan: Localization) -> dict[str, Any]:
+    """Scores and options of `judge` as a study file has them, every default filled in."""
     scores = {one.name: {"method": one.method, **({"unit": one.unit} if one.unit else {}), **one.options} for one in plan.scores}
     chosen = asdict(plan.settings) | {"sizes": list(plan.settings.sizes), "seeds": list(plan.settings.seeds)}
     cut = {key: _JUDGE.options[key] for key in ("budget_rows", "report_rows")} | plan.cut
-    return {
-        "name": plan.name,
-        "title": plan.title,
-        "model": relative(plan.model, folder),
-        "data": {key: relative(value, folder) for key, value in plan.data.items()},
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "judge": {"scores": scores, "scope": plan.scope, **chosen, **cut},
-    }
+    return {"scores": scores, "scope": plan.scope, **chosen, **cut}
 
 
 def _write_frame(frame: pd.DataFrame, path: Path) -> None:

@@ -10,6 +10,7 @@
 A killed run goes on with the first arm whose folder is absent or was made from something else (another option, model, row).
 """
 
+import importlib
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -30,11 +31,19 @@ from workbench.evaluate.suites import check_data
 from workbench.load.datasets import examples
 from workbench.load.models import Model, load
 from workbench.report import page
-from workbench.study import concepts, localization, surgery
 from workbench.study.arms import Outcome, carry_out
 from workbench.study.config import SPLITS, Arm, Study
 from workbench.study.config import read as read_study
 from workbench.study.file import has, relative
+
+KINDS = {
+    "judge": "workbench.study.localization",
+    "surgery": "workbench.study.surgery",
+    "concepts": "workbench.study.concepts",
+    "displacement": "workbench.study.displacement",
+    "validate_data": "workbench.study.validate_data",
+}
+"""Kinds of study other than arms: the mapping a file has, and the module whose `run` carries it out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +76,15 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     """Run a study file, or go on with it; returns the run's folder.
 
     Args:
-        study: a study file; see `study.config`, or `study.localization`, `study.surgery`, `study.concepts`.
+        study: a study file; see `study.config`, or the modules in KINDS.
         out: the folder that holds runs.
         overrides: such as "arms.npo.unlearn.lr=1e-3".
         show: draw a progress bar with the time left on standard error.
     Raises: any InputError before the first file is written.
     """
-    for key, other in {"judge": localization.run, "surgery": surgery.run, "concepts": concepts.run}.items():
+    for key, module in KINDS.items():
         if has(study, key):
-            return other(study, out=out, overrides=overrides, show=show)
+            return importlib.import_module(module).run(study, out=out, overrides=overrides, show=show)
     plan = read_study(study, overrides)
     data = {split: examples(plan.data[split], root=plan.data.get("root")) for split in SPLITS}
     check_disjoint(data["forget"], data["retain"])

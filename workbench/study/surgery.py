@@ -17,7 +17,6 @@ is found on retain rows of its own. See `surgery_grid` for the cases.
     runs/NAME/points/KEY.json     one edit     runs/NAME/points.parquet     all of them     runs/NAME/sheet.json, report.html
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,26 +25,24 @@ from typing import Any
 import pandas as pd
 
 from workbench.core.direction import Direction, save_directions
-from workbench.core.errors import DataError, StudyError, unknown
+from workbench.core.errors import DataError, unknown
 from workbench.core.numerics import permutation
 from workbench.core.records import Examples
 from workbench.core.registry import probe
 from workbench.core.runtime import progress
 from workbench.core.store import new_file
 from workbench.load.batches import encode_all
-from workbench.load.datasets import examples
-from workbench.load.models import Model, check_source, load
+from workbench.load.models import Model
 from workbench.probe import ProbeSweep, fit
 from workbench.report import page
-from workbench.study.file import check_head, known, mapping, read_file, relative, resolve, sources
+from workbench.study.file import known
 from workbench.study.folder import begin, kept, state
+from workbench.study.head import Head, count, listing, positive, read_head, share
 from workbench.study.intervene import row_nll
 from workbench.study.judge import split_retain
 from workbench.study.surgery_grid import SITES, Bench, Point, halves, measure, questions
 from workbench.study.surgery_sheet import sheet
 from workbench.unlearn.pairs import set_nll
-
-KEYS = ("name", "title", "model", "data", "surgery", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -67,30 +64,17 @@ class Settings:
 class Plan:
     """A study of surgery, checked."""
 
-    name: str
-    model: str
-    data: Mapping[str, str]
+    head: Head
     settings: Settings
-    device: str = "auto"
-    dtype: str = "auto"
-    title: str = ""
 
 
 def read(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     """A study file with overrides such as "surgery.strength=1", fully checked.
 
-    Raises: StudyError for a file that is no such study; UnknownNameError, with the nearest name, for an unknown key or matrix;
-        InputError for a missing file.
+    Raises: as `read_head`, also for values of `surgery`; UnknownNameError for a matrix or a probe nobody knows.
     """
-    path, raw = Path(path), read_file(path, overrides)
-    known("key of a surgery study", raw, KEYS)
-    check_head(raw, path, ("name", "model", "data", "surgery"))
-    body = mapping("surgery", raw["surgery"])
-    settings = _settings(body)
-    model = resolve(str(raw["model"]), path.parent)
-    check_source(model)
-    rest = {key: str(raw[key]) for key in ("device", "dtype", "title") if key in raw}
-    return Plan(str(raw["name"]), model, sources(raw["data"], path, ("forget", "retain")), settings, **rest)
+    head, body = read_head(path, overrides, "surgery", splits=("forget", "retain"))
+    return Plan(head, _settings(body))
 
 
 def _settings(body: Mapping[str, Any]) -> Settings:
@@ -100,21 +84,11 @@ def _settings(body: Mapping[str, Any]) -> Settings:
     """
     known("key of surgery", body, [f.name for f in fields(Settings)])
     full = {**asdict(Settings()), **body}
-    for name, kind in (("matrices", str), ("seeds", int)):
-        given = full[name]
-        listed = isinstance(given, list | tuple) and len(given) > 0
-        if not listed or len(set(map(str, given))) < len(given) or not all(type(one) is kind for one in given):
-            raise StudyError(f"surgery.{name} is {given!r}, expected a list, at least one, none twice, each a {kind.__name__}.")
-        full[name] = tuple(given)
-    for name in ("fraction", "strength", "budget"):
-        value = full[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            raise StudyError(f"surgery.{name} is {value!r}, expected a positive number.")
+    full |= {name: listing(f"surgery.{name}", full[name], kind) for name, kind in (("matrices", str), ("seeds", int))}
+    full |= {name: positive(f"surgery.{name}", full[name]) for name in ("strength", "budget")}
+    full["fraction"] = share("surgery.fraction", full["fraction"])
     for name in ("probe_rows", "budget_rows", "report_rows"):
-        if type(full[name]) is not int or full[name] < 1:
-            raise StudyError(f"surgery.{name} is {full[name]!r}, expected a whole number of at least 1.")
-    if full["fraction"] > 1:
-        raise StudyError(f"surgery.fraction is {full['fraction']:g}, expected a share of the rows, at most 1.")
+        count(f"surgery.{name}", full[name])
     for matrix in full["matrices"]:
         if matrix not in SITES:
             raise unknown("matrix of surgery", matrix, SITES)
@@ -127,12 +101,12 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     Raises: any InputError before the first file is written.
     """
     plan = read(study, overrides)
-    rows = {split: examples(plan.data[split], root=plan.data.get("root")) for split in ("forget", "retain")}
-    model = load(plan.model, device=plan.device, dtype=plan.dtype)
-    folder = Path(out) / plan.name
+    rows = {split: plan.head.rows(split) for split in ("forget", "retain")}
+    model = plan.head.load()
+    folder = Path(out) / plan.head.name
     sweep, on = prepare(model, rows["forget"], rows["retain"], plan.settings)
     asked = questions(plan.settings.matrices, plan.settings.seeds)
-    begin(folder, _config(plan, folder), ("points.parquet", "sheet.json", "report.html"))
+    begin(folder, plan.head.config(folder, "surgery", _body(plan.settings)), ("points.parquet", "sheet.json", "report.html"))
     save_directions([d for site in on.directions.values() for d in site], folder / "directions.safetensors")
     causes = [state(model), *(part.fingerprint() for part in rows.values()), _decisive(plan.settings)]
     points = [
@@ -141,7 +115,7 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     ]
     with new_file(folder / "points.parquet") as aside:
         pd.DataFrame([point.as_dict() for point in points]).to_parquet(aside, index=False)
-    sheet(plan.title or plan.name, points, sweep, on, _decisive(plan.settings)).save(folder)
+    sheet(plan.head.title or plan.head.name, points, sweep, on, _decisive(plan.settings)).save(folder)
     page(folder)
     return folder
 
@@ -175,15 +149,6 @@ def _decisive(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in asdict(settings).items() if key not in ("matrices", "seeds")}
 
 
-def _config(plan: Plan, folder: Path) -> dict[str, Any]:
-    """The study with every default filled in, its paths relative to the run's folder."""
-    chosen = asdict(plan.settings) | {key: list(getattr(plan.settings, key)) for key in ("matrices", "seeds")}
-    return {
-        "name": plan.name,
-        "title": plan.title,
-        "model": relative(plan.model, folder),
-        "data": {key: relative(value, folder) for key, value in plan.data.items()},
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "surgery": chosen,
-    }
+def _body(settings: Settings) -> dict[str, Any]:
+    """The settings as a study file has them."""
+    return asdict(settings) | {key: list(getattr(settings, key)) for key in ("matrices", "seeds")}
