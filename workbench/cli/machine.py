@@ -13,7 +13,7 @@ def methods() -> None:
     """Every registered method, by kind, with its options and what it does."""
     from workbench.core import registry
 
-    for kind in (registry.attribution, registry.probe, registry.edit, registry.objective, registry.metric):
+    for kind in registry.KINDS:
         typer.echo(f"\n{kind.kind}")
         for member in kind:
             given = {key: value for key, value in member.options.items() if key not in ("gathered", "show")}

@@ -128,3 +128,5 @@ edit = Registry("edit", "workbench.edit", where="sets")
 objective = Registry("objective", "workbench.unlearn", retain="nll", forget_weight=1.0, needs_reference=False)
 preference = Registry("preference", "workbench.unlearn", needs_reference=True)
 metric = Registry("metric", "workbench.evaluate", unit=..., better=...)
+
+KINDS = (attribution, influence, probe, example_score, edit, objective, preference, metric)
