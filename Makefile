@@ -26,7 +26,7 @@ notebooks: .venv/installed-dev  ## execute every notebook
 
 benchmarks: .venv/installed-dev  ## ratios to a floor measured in the same process; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
-	$(BIN)/python -m benchmarks --model llama-1b --brief --rows 8 --repeats 1
+	$(BIN)/python -m benchmarks --model llama-1b --part scores --rows 8 --repeats 1
 
 probes: .venv/installed  ## fit every shipped behavior on the bundled models; prints the table of probes/README.md
 	$(BIN)/python probes/measure.py data/organism/full data/organism/retain data/models/stories260K data/models/slm4096

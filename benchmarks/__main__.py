@@ -39,6 +39,8 @@ def llama_1b(device: torch.device) -> Model:
 
 
 MODELS = {"organism": organism, "llama-1b": llama_1b}
+PARTS = ("all", "scores", "whole", "directions", "data")
+"""Weight scores; unlearning, evaluation, masks and start-up; probes, vectors and surgery; scores of rows and influence."""
 
 
 class Asked(NamedTuple):
@@ -50,17 +52,18 @@ class Asked(NamedTuple):
     tokens: int
     rows: int
     repeats: int
-    brief: bool
-    directions: bool
+    part: str
     shapes: tuple[int, int, int]
+
+    def has(self, part: str) -> bool:
+        """Whether a part of the benchmarks is asked for."""
+        return self.part in ("all", part)
 
 
 def section(asked: Asked) -> str:
     """The tables of one model on one device, as Markdown."""
     device = asked.device
-    peaks = (
-        [] if device.type == "cuda" or asked.directions else _peaks(asked)
-    )  # first: a second copy of a large model may not fit later
+    peaks = _peaks(asked) if device.type != "cuda" and asked.has("scores") else []  # first: a second copy may not fit later
     model = MODELS[asked.model](device)
     every = {
         split: wb.examples(f"tofu:{split}", root=DATA / "tofu-mini")
@@ -71,12 +74,12 @@ def section(asked: Asked) -> str:
     warm = cases.batches(model, cases.encode_all(model, sets.forget), asked.tokens)
     seconds(lambda: cases.forward_only(model, warm), device)
     rows: list[cases.Row] = []
-    if not asked.directions:
-        rows += cases.weight_scores(model, sets, asked.tokens, repeats=asked.repeats, brief=asked.brief)
-    if not asked.brief and not asked.directions:
+    if asked.has("scores"):
+        rows += cases.weight_scores(model, sets, asked.tokens, repeats=asked.repeats, brief=asked.part == "scores")
+    if asked.has("whole"):
         rows += [*cases.unlearning_step(model, sets, asked.tokens), *cases.suite(model, sets, asked.tokens)]
         rows += [*cases.mask_selection(device, asked.scores), *cases.start_up()]
-    if not asked.brief:
+    if asked.has("directions"):
         rows += [*probe_features(model, sets, asked.tokens, repeats=asked.repeats), *value_vectors(model)]
         rows += [*surgery_selection(device), *surgery_apply(device), *value_vectors_at(device, shapes=asked.shapes)]
     machine = environment()
@@ -85,7 +88,7 @@ def section(asked: Asked) -> str:
     tokens = sum(len(row.tokens) for row in cases.encode_all(model, sets.forget) + cases.encode_all(model, sets.retain))
     versions = ", ".join(f"{key} {machine[key]}" for key in ("python", "torch", "transformers", "workbench"))
     lines = [
-        f"## {asked.model} on {where}{', scores only' if asked.brief else ', directions' if asked.directions else ''}",
+        f"## {asked.model} on {where}{'' if asked.part == 'all' else f', {asked.part}'}",
         "",
         f"{weights / 1e6:,.1f} M weights, {model.dtype}; {tokens:,} tokens in both sets; {datetime.now(UTC):%Y-%m-%d}; {versions}.",
         "",
@@ -106,17 +109,10 @@ def section(asked: Asked) -> str:
 
 def _peaks(asked: Asked) -> list[tuple[Peak, str, str]]:
     """Memory on the CPU, every job in a process of its own."""
-    words = (
-        "--model",
-        asked.model,
-        "--tokens",
-        str(asked.tokens),
-        "--rows",
-        str(asked.rows),
-        *(() if asked.brief else ("--several",)),
-    )
+    words = ("--model", asked.model, "--tokens", str(asked.tokens), "--rows", str(asked.rows))
+    words += () if asked.part == "scores" else ("--several",)
     found = [(peak, "the plan printed before it", "0.85 to 1.15") for peak in alone("scores", *words)]
-    if not asked.brief:
+    if asked.part == "all":
         found += [(peak, "double argsort", "≤ 0.05") for peak in alone("choose", "--scores", str(asked.scores))]
     return found
 
@@ -142,16 +138,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="largest padded batch, in tokens")
     parser.add_argument("--rows", type=int, default=80, help="forget rows; there are twice as many retain rows")
     parser.add_argument("--repeats", type=int, default=5, help="how often the weight scores are timed")
-    parser.add_argument("--brief", action="store_true", help="weight scores only")
-    parser.add_argument("--directions", action="store_true", help="probes, value vectors and surgery only")
+    parser.add_argument("--part", default="all", choices=PARTS)
     parser.add_argument("--vectors", type=int, default=8192, help="value vectors of the 1B-shaped case; a whole layer has 8,192")
     given = parser.parse_args()
     device, shapes = pick_device(given.device), (given.vectors, *LLAMA_1B[1:])
-    text = section(
-        Asked(
-            given.model, device, int(given.scores), given.tokens, given.rows, given.repeats, given.brief, given.directions, shapes
-        )
-    )
+    text = section(Asked(given.model, device, int(given.scores), given.tokens, given.rows, given.repeats, given.part, shapes))
     print(text)
     write(text)
 
