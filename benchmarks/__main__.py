@@ -11,8 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import workbench as wb
 from benchmarks import cases
 from benchmarks.concepts import LLAMA_1B, value_vectors, value_vectors_at
+from benchmarks.influence import influence
 from benchmarks.memory import Peak, alone
 from benchmarks.probes import probe_features
+from benchmarks.score import ches_scores, real_pairs
 from benchmarks.surgery import surgery_apply, surgery_selection
 from benchmarks.timing import seconds
 from workbench.core.runtime import environment, pick_device
@@ -82,6 +84,9 @@ def section(asked: Asked) -> str:
     if asked.has("directions"):
         rows += [*probe_features(model, sets, asked.tokens, repeats=asked.repeats), *value_vectors(model)]
         rows += [*surgery_selection(device), *surgery_apply(device), *value_vectors_at(device, shapes=asked.shapes)]
+    if asked.has("data"):
+        rows += [*ches_scores(model, real_pairs(DATA), repeats=asked.repeats)]
+        rows += [*influence(model, sets, asked.tokens, repeats=asked.repeats)]
     machine = environment()
     where = machine["gpu"] if device.type == "cuda" else f"CPU, {machine['threads']} threads"
     weights = sum(p.numel() for p in model.hf.parameters())

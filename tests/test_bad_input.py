@@ -81,6 +81,13 @@ def rows(name, *lines):
 
 
 GOOD = '{"prompt": "Q: a?\\nA:", "response": "b"}'
+
+
+def pair(name, chosen):
+    """A line with a preference pair."""
+    return json.dumps({"id": name, "prompt": "why", "chosen": chosen, "rejected": "no"})
+
+
 CASES = {
     "missing file": (
         lambda: ["attribute", "wagle", MODEL, "--forget", "no.jsonl", "--retain", "retain.jsonl"],
@@ -129,6 +136,18 @@ CASES = {
     ),
     "unknown form": (lambda: ["attribute", "wagle", MODEL, *TOFU, "-o", "form=abs"], "option form of wagle is 'abs'"),
     "option that has a flag": (lambda: ["unlearn", "npo", MODEL, *TOFU, "-o", "mask=x"], "option 'mask' is not given with -o"),
+    "unknown preference": (lambda: ["prefer", "dop", MODEL, "--pairs", "x"], "Did you mean 'dpo'"),
+    "pairs that are rows": (
+        lambda: ["prefer", "dpo", MODEL, "--pairs", "forget.jsonl"],
+        "forget.jsonl, line 1: no text under 'chosen'",
+    ),
+    "pairs too long": (
+        lambda: ["prefer", "dpo", MODEL, "--pairs", rows("p.jsonl", pair("short", "ok"), pair("endless", "why " * 200))],
+        "1 of 2 pairs do not fit the model's context of 128 tokens: row 'endless, chosen'",
+    ),
+    "empty answer of a pair": (lambda: ["prefer", "dpo", MODEL, "--pairs", rows("p.jsonl", pair("p", ""))], "p.jsonl, line 1"),
+    "unknown score": (lambda: ["score", "chess", MODEL, "forget.jsonl"], "Did you mean 'ches'"),
+    "filter of single rows": (lambda: ["score", "loss", MODEL, "forget.jsonl", "--keep", "0.5"], "--keep filters preference pairs"),
     "bad dtype": (lambda: ["edit", "dampen", MODEL, *TOFU, "--dtype", "int4"], "dtype 'int4'"),
 }
 STUDIES = {

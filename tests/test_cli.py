@@ -59,6 +59,26 @@ def test_locate_unlearn_export_and_measure(rows):
     assert ("ks_distance", "forget") not in values[1]
 
 
+def test_filter_pairs_and_tune_to_them(rows):
+    lines = (FOLDER / "data/preferences/slm4096.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+    (rows / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    slm = FOLDER / "data/models/slm4096"
+    said = run("score", "ches", slm, rows / "pairs.jsonl", "--keep", 0.5, "--out", rows / "scored")
+    assert "4 pairs kept" in said
+    said = run(
+        "prefer", "dpo_sft", slm, "--pairs", rows / "scored/filtered.jsonl", "--out", rows / "tuned.safetensors",
+        "--export", rows / "tuned", "-o", "lr=1e-3", "-o", "beta=0.3", "-o", "sft_weight=0.5", "-o", "batch_size=2",
+    )  # fmt: skip
+    assert "of the weights in 2 steps" in said  # not the positions beyond the longest row
+    delta = wb.Delta.load(rows / "tuned.safetensors")
+    assert delta.provenance.options["objective"] == {"beta": 0.3, "sft_weight": 0.5}
+    margins = [
+        (found.columns["logprob_chosen"] - found.columns["logprob_rejected"]).sum()
+        for found in (wb.score.ches(wb.load(model), wb.pairs(rows / "scored/filtered.jsonl")) for model in (slm, rows / "tuned"))
+    ]
+    assert margins[1] > margins[0]
+
+
 def test_edit(rows):
     sets = ("--forget", rows / "forget.jsonl", "--retain", rows / "retain.jsonl")
     said = run("edit", "dampen", MODEL, *sets, "--out", rows / "d.safetensors", "-o", "alpha=1.2")
@@ -220,5 +240,21 @@ def test_doctor():
 
 def test_help_names_every_command():
     said = run("--help")
-    for command in ("run", "attribute", "unlearn", "edit", "evaluate", "report", "compare", "methods", "organism", "doctor"):
+    for command in (
+        "run",
+        "attribute",
+        "influence",
+        "score",
+        "diagnose",
+        "validate-data",
+        "unlearn",
+        "prefer",
+        "edit",
+        "evaluate",
+        "report",
+        "compare",
+        "methods",
+        "organism",
+        "doctor",
+    ):
         assert command in said

@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from markupsafe import Markup
 
 from workbench.core.errors import ShapeError
+from workbench.core.picture import table
 from workbench.core.records import Provenance
+from workbench.core.store import new_file
+from workbench.core.svg import number, tag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +25,7 @@ class RowScores:
 
     name: of the score.   ids: of the rows, in their order.   values: [row] float64.   higher: what a higher value means, in words.
     unit: of the values.   columns: other numbers about the same rows, each [row] float64.
+    What a reader must be told about the numbers stands in provenance.notes.
     """
 
     name: str
@@ -28,7 +34,7 @@ class RowScores:
     higher: str
     provenance: Provenance
     unit: str = ""
-    columns: Mapping[str, Float[np.ndarray, "row"]] = field(default_factory=dict)
+    columns: Mapping[str, Float[np.ndarray, "_"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in {self.name: self.values, **self.columns}.items():
@@ -39,7 +45,15 @@ class RowScores:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name}, {len(self)} rows)"
+        return "\n".join([f"{type(self).__name__}({self.name}, {len(self)} rows)", *self.said()])
+
+    def said(self) -> list[str]:
+        """The notes, a line each."""
+        return [f"{key}: {value}" for key, value in self.provenance.notes.items()]
+
+    def ranked(self) -> list[int]:
+        """Positions of the rows, highest value first; equal ones in their order."""
+        return np.argsort(-self.values, kind="stable").tolist()
 
     def frame(self) -> "pd.DataFrame":
         """The score and its companions, one row a line, indexed by id."""
@@ -47,3 +61,23 @@ class RowScores:
 
         every: dict[str, Any] = {self.name: self.values, **self.columns}
         return pd.DataFrame(every, index=pd.Index(self.ids, name="id"))
+
+    def save(self, path: str | Path) -> None:
+        """Write `frame` as parquet."""
+        with new_file(path) as aside:
+            self.frame().to_parquet(aside)
+
+    def head(self) -> Markup:
+        """What the numbers are, and the notes, as HTML."""
+        unit = f" ({self.unit})" if self.unit else ""
+        lines = (tag("p", line) for line in self.said())
+        return tag("p", tag("b", self.name), f"{unit} of {len(self)} rows; higher: {self.higher}") + Markup("").join(lines)
+
+    def _repr_html_(self) -> str:
+        order = self.ranked()
+        shown = order if len(order) <= 10 else order[:5] + order[-5:]
+        names = [self.name, *self.columns]
+        rows = [
+            (order.index(i) + 1, self.ids[i], *(number(float(v[i])) for v in (self.values, *self.columns.values()))) for i in shown
+        ]
+        return str(self.head() + table(("rank", "id", *names), rows))

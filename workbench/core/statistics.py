@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from workbench.core.errors import DataError
+from workbench.core.errors import DataError, ShapeError
 
 RESAMPLES = 2000
 LEVEL = 0.95
+_AT_ONCE = 1 << 20  # numbers ranked at once
 
 
 class Estimate(NamedTuple):
@@ -54,3 +55,64 @@ def bootstrap(
 def mean_estimate(values: Sequence[float] | Float[np.ndarray, "example"], *, seed: int = 0) -> Estimate:
     """Mean of one value per example, with its bootstrap interval."""
     return bootstrap(lambda x: x.mean(axis=1), np.asarray(values, dtype=np.float64), seed=seed)
+
+
+def spearman_estimate(
+    x: Sequence[float] | Float[np.ndarray, "row"], y: Sequence[float] | Float[np.ndarray, "row"], *, seed: int = 0
+) -> Estimate:
+    """Spearman's rank correlation of two numbers about the same rows, with its bootstrap interval over rows.
+
+    rho = cov(rank x, rank y) / (sd(rank x) sd(rank y)), equal values sharing the mean of their ranks. Rows are drawn whole and
+    ranked anew in every resample; resamples in which one side is constant have no rho and are left out of the interval. The
+    textbook's 1 - 6 sum d^2 / (n (n^2 - 1)) is the same without ties and another number with them.
+
+    Args: seed: of NumPy's generator.
+    Returns: NaN in value, low and high where one side is constant, never 0; `spearman_undefined` says why in words.
+    Raises: ShapeError if the sides differ in length; DataError if there are no rows or a value is NaN or infinite.
+    """
+    both = np.stack(_sides(x, y))
+    n = both.shape[1]
+    if spearman_undefined(x, y):
+        return Estimate(float("nan"), float("nan"), float("nan"), n)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, n, size=(RESAMPLES, n))
+    pieces = np.array_split(drawn, max(1, drawn.size // _AT_ONCE))
+    resampled = np.concatenate([_rank_correlation(both[0, piece], both[1, piece]) for piece in pieces])
+    value = float(_rank_correlation(both[:1], both[1:])[0])
+    defined = resampled[np.isfinite(resampled)]
+    if not defined.size:
+        return Estimate(value, float("nan"), float("nan"), n)
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), n)
+
+
+def spearman_undefined(x: Sequence[float] | Float[np.ndarray, "row"], y: Sequence[float] | Float[np.ndarray, "row"]) -> str:
+    """Why two numbers about the same rows have no rank correlation, or "" where they have one.
+
+    Raises: as `spearman_estimate`.
+    """
+    for name, values in zip("xy", _sides(x, y), strict=True):
+        if (values == values[0]).all():
+            return f"{name} has the same value {values[0]:.4g} in all {len(values)} rows, so there is no order to compare."
+    return ""
+
+
+def _sides(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    sides = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if sides[0].shape != sides[1].shape or sides[0].ndim != 1:
+        raise ShapeError(f"spearman: x is {sides[0].shape} and y {sides[1].shape}; expected one number of each for every row.")
+    for name, values in zip("xy", sides, strict=True):
+        if not values.size:
+            raise DataError("spearman: there are no rows; nothing was measured, so there is no estimate.")
+        if not np.isfinite(values).all():
+            raise DataError(f"spearman: {name} is NaN or infinite in {int((~np.isfinite(values)).sum())} of {values.size} rows.")
+    return sides
+
+
+def _rank_correlation(x: Float[np.ndarray, "resample row"], y: Float[np.ndarray, "resample row"]) -> Float[np.ndarray, "resample"]:
+    """Pearson's correlation of the average ranks, row by row; NaN where one side is constant."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(side, axis=1) - (side.shape[1] + 1) / 2 for side in (x, y))
+    size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return np.divide((a * b).sum(1), size, out=np.full(len(a), np.nan), where=size > 0)

@@ -11,16 +11,16 @@ autograd's. A model that fails (mixtures of experts, weights used outside their 
 example, with plain autograd; and so are gradients alone, for which that is as quick and works on any model.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from workbench.core.errors import DataError, ModelError
+from workbench.core.errors import DataError
 from workbench.core.numerics import Forward, answer_logprobs, wide
 from workbench.core.runtime import progress
 from workbench.load.batches import Batch, Encoded, by_length, collate
@@ -28,6 +28,7 @@ from workbench.load.models import Model
 from workbench.trace.by_module import Sums, linear, lookup, rerun
 from workbench.trace.forward import logits
 from workbench.trace.gradients import ExampleLoss, Weights, check_finite_all, fisher, mean_gradient, nll, tracked
+from workbench.trace.watch import Unsupported, Watcher, check_shared, shared, watched
 
 Found = dict[tuple[str, str], Weights]
 
@@ -40,10 +41,6 @@ class Wanted(NamedTuple):
     loss: ExampleLoss = nll
 
 
-class Unsupported(ModelError):
-    """A parameter's gradient cannot be put together from its module's input and output."""
-
-
 class _Part(NamedTuple):
     """The rows of one set in a batch."""
 
@@ -52,7 +49,7 @@ class _Part(NamedTuple):
 
 
 @dataclass
-class _Pass:
+class _Pass(Watcher):
     """What the hooks share: the sums so far by set and quantity, and the batch at hand with its parts.
 
     names: parameters of interest by identity.   tied: those that embed and unembed.   called: modules that this pass came by.
@@ -79,6 +76,19 @@ class _Pass:
         if name not in totals:
             totals[name] = torch.zeros_like(wide(parameter.detach()))
         return totals[name]
+
+    def arrived(self, module: nn.Module, path: str, owned: dict[str, str], x: Tensor) -> None:
+        """A second call in one pass is refused where squares or inputs are wanted; input norms are added up."""
+        if path in self.called and any(one.quantities & {"square", "inputs"} for one in self.wanted.values()):
+            raise Unsupported(f"{path} is called twice in one pass: squares of a sum need both summands at once.")
+        self.called.add(path)
+        if isinstance(module, nn.Linear | Conv1D) and "weight" in owned:
+            _add_inputs(self, owned["weight"], x)
+
+    def returned(self, module: nn.Module, path: str, owned: dict[str, str], x: Tensor, s: Tensor) -> None:
+        """Add this module's share of its parameters' gradients, for every set in the batch."""
+        del path
+        _collect(self, module, owned, x, s)
 
 
 def moments(
@@ -131,11 +141,11 @@ def _together(
     backward = any(one.quantities & {"gradient", "square"} for one in wanted.values())
     with tracked(model, names) as parameters, nullcontext() if backward else torch.no_grad():
         if backward:
-            _verify(model, wanted, parameters)
+            verify(model, wanted, parameters)
         for p in parameters.values():
             p.requires_grad_(False)
         now = _pass(model, wanted, parameters)
-        with _hooks(now):
+        with watched(model, now):
             for chosen in progress(list(by_length(rows, max_tokens=batch_tokens)), label=label, show=show):
                 _step(now, [every[k] for k in chosen], backward=backward)
     return _means(now, parameters, label)
@@ -143,17 +153,10 @@ def _together(
 
 def _pass(model: Model, wanted: Mapping[str, Wanted], parameters: Mapping[str, nn.Parameter]) -> _Pass:
     names = {id(p): name for name, p in parameters.items()}
-    owners: dict[str, list[nn.Module]] = {}
-    for module in model.hf.modules():
-        for p in module._parameters.values():
-            if id(p) in names:
-                owners.setdefault(names[id(p)], []).append(module)
-    shared = {name: [type(m) for m in mine] for name, mine in owners.items() if len(mine) > 1}
-    squares = any("square" in one.quantities for one in wanted.values())
-    for name, kinds in shared.items():  # gradients add up; squares of a sum need both summands of an example at once
-        if squares and sorted(kind.__name__ for kind in kinds) != ["Embedding", "Linear"]:
-            raise Unsupported(f"{name} is shared by several modules.")
-    return _Pass(model, wanted, names, frozenset(shared))
+    several = shared(model, names)
+    if any("square" in one.quantities for one in wanted.values()):  # gradients add up, squares do not
+        check_shared(several)
+    return _Pass(model, wanted, names, frozenset(several))
 
 
 def _step(now: _Pass, chosen: list[tuple[str, int]], *, backward: bool) -> None:
@@ -178,44 +181,6 @@ def _step(now: _Pass, chosen: list[tuple[str, int]], *, backward: bool) -> None:
             torch.cat(losses).sum().backward()
     now.crossed.clear()
     now.called.clear()
-
-
-@contextmanager
-def _hooks(now: _Pass) -> Iterator[None]:
-    """Hooks on every module that owns a parameter of interest; gone on exit."""
-    with ExitStack() as handles:
-        for path, module in now.model.hf.named_modules():
-            owned = {key: now.names[id(p)] for key, p in module._parameters.items() if id(p) in now.names}
-            if owned:
-                if next(module.children(), None) is not None:
-                    raise Unsupported(f"{path} has weights and modules of its own.")
-                hook = module.register_forward_hook(_hook(now, path, owned), with_kwargs=True)
-                handles.callback(hook.remove)
-        yield
-
-
-def _hook(now: _Pass, path: str, owned: dict[str, str]) -> Any:
-    """Note the module's input, and wait for the gradient of its output."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
-        n = len(now.batch.tokens)
-        plain = len(args) == 1 and not kwargs and all(isinstance(t, Tensor) and len(t) == n for t in (args[0], output))
-        if not plain or (isinstance(module, nn.Linear | Conv1D) and args[0].ndim != 3):
-            raise Unsupported(f"{path} does not map one [batch pos ...] tensor to another, so rows cannot be told apart in it.")
-        if path in now.called and any(one.quantities & {"square", "inputs"} for one in now.wanted.values()):
-            raise Unsupported(f"{path} is called twice in one pass: squares of a sum need both summands at once.")
-        now.called.add(path)
-        x = args[0].detach()
-        if isinstance(module, nn.Linear | Conv1D) and "weight" in owned:
-            _add_inputs(now, owned["weight"], x)
-        if not torch.is_grad_enabled():
-            return output
-        if not output.requires_grad:  # nothing before it is differentiated: the graph begins here
-            output = output.detach().requires_grad_(True).clone()
-        output.register_hook(lambda s: _collect(now, module, owned, x, s))
-        return output
-
-    return hook
 
 
 def _add_inputs(now: _Pass, name: str, x: Tensor) -> None:
@@ -252,7 +217,7 @@ def _collect(now: _Pass, module: nn.Module, owned: dict[str, str], x: Tensor, s:
             rerun(module, sums, x[rows], s[rows])
 
 
-def _verify(model: Model, wanted: Mapping[str, Wanted], parameters: Mapping[str, nn.Parameter]) -> None:
+def verify(model: Model, wanted: Mapping[str, Wanted], parameters: Mapping[str, nn.Parameter]) -> None:
     """Unsupported unless, on the shortest row of every set, our gradients sum to autograd's for every parameter.
 
     Close means within 1e-3 of the norm (5e-2 in half precision): far above two orders of summation, far below a missing part.
@@ -274,7 +239,7 @@ def _verify(model: Model, wanted: Mapping[str, Wanted], parameters: Mapping[str,
     with ExitStack() as handles:
         for p in parameters.values():
             handles.callback(p.register_post_accumulate_grad_hook(compare).remove)
-        with _hooks(now):
+        with watched(model, now):
             _step(now, shortest, backward=True)
     strange += [name for sums in now.sums.values() for name in sums]  # what autograd never reached
     if strange:

@@ -98,10 +98,7 @@ class Pairs:
 
     def _reference(self, chosen: Sequence[int], policy: Forward) -> Forward | None:
         """The reference's pass on the same batch, put together from what was kept."""
-        if self.references is None:
-            return None
-        kept = torch.cat([self.references[i] for i in chosen]).to(policy.logprob.device)
-        return Forward(torch.zeros_like(policy.logprob).masked_scatter(policy.mask, kept), policy.mask)
+        return None if self.references is None else reference_pass([self.references[i] for i in chosen], policy)
 
     def _divergence(self, now: Tensor, kept: Forward, partners: list[int]) -> Float[Tensor, "example"]:
         """Mean over a retain row's answer tokens of KL(reference || policy), in nats.
@@ -112,6 +109,12 @@ class Pairs:
         each = (before.exp() * (before - now)).sum(-1)
         length = answer_length(kept.mask)
         return pad_sequence(list(each.split(length.tolist())), batch_first=True).sum(-1) / length
+
+
+def reference_pass(rows: Sequence[Float[Tensor, "_"]], policy: Forward) -> Forward:
+    """The reference's pass on the policy's batch, put together from what `answer_logprob_rows` kept of each of its rows."""
+    kept = torch.cat(list(rows)).to(policy.logprob.device)
+    return Forward(torch.zeros_like(policy.logprob).masked_scatter(policy.mask, kept), policy.mask)
 
 
 @torch.no_grad()

@@ -1,0 +1,150 @@
+"""Tune a model to preference pairs on the one training loop: pairs and an objective in, a Delta with its history and audit out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.core.mask import Mask
+from workbench.core.numerics import Forward
+from workbench.core.records import PreferencePairs, Provenance
+from workbench.core.registry import preference
+from workbench.load.batches import EncodedPair, collate, encode_pairs
+from workbench.load.models import Model
+from workbench.trace.forward import forward, split
+from workbench.train.loop import fit
+from workbench.unlearn.pairs import answer_logprob_rows, reference_pass
+from workbench.unlearn.run import Unlearned
+
+PairObjective = Callable[[Forward, Forward, Forward | None, Forward | None], Float[Tensor, "batch"]]
+
+
+class Preferences:
+    """Preference pairs, each with one loss from its two answers, which are forwarded together.
+
+    Args:
+        references: log-probability under the reference of every token of each pair's chosen answer and of its rejected one; None if
+            the objective needs none.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pairs: Sequence[EncodedPair],
+        *,
+        objective: PairObjective,
+        references: Sequence[tuple[Float[Tensor, "_"], Float[Tensor, "_"]]] | None = None,
+    ) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.objective = objective
+        self.references = references
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def tokens(self, chosen: Sequence[int], epoch: int) -> int:
+        """Tokens of both answers, with the prompt, of the chosen pairs."""
+        del epoch
+        return sum(len(row.tokens) for i in chosen for row in (self.pairs[i].chosen, self.pairs[i].rejected))
+
+    def losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """Loss of each chosen pair, from one forward pass over preferred and rejected answers; the same in every epoch."""
+        del epoch
+        rows = [self.pairs[i].chosen for i in chosen] + [self.pairs[i].rejected for i in chosen]
+        passed = forward(self.model, collate(rows, device=self.model.device))
+        better, worse = split(passed, len(chosen))
+        if self.references is None:
+            return self.objective(better, worse, None, None)
+        kept = [self.references[i][0] for i in chosen] + [self.references[i][1] for i in chosen]
+        return self.objective(better, worse, *split(reference_pass(kept, passed), len(chosen)))
+
+
+def pair_logprob_rows(model: Model, pairs: Sequence[EncodedPair]) -> list[tuple[Float[Tensor, "_"], Float[Tensor, "_"]]]:
+    """Log-probability of every answer token of each pair under `model`, chosen and rejected, in nats."""
+    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+    found = answer_logprob_rows(model, rows)
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def pair_logprobs(model: Model, pairs: Sequence[EncodedPair]) -> Float[Tensor, "pair 2"]:
+    """ln pi(chosen | prompt) and ln pi(rejected | prompt) of each pair, sums over the answer's tokens, in nats (float64, CPU)."""
+    return torch.tensor(
+        [[float(side.double().sum()) for side in pair] for pair in pair_logprob_rows(model, pairs)], dtype=torch.float64
+    )
+
+
+def prefer(
+    model: Model,
+    pairs: PreferencePairs,
+    *,
+    objective: str = "dpo",
+    options: Mapping[str, Any] | None = None,
+    mask: Mask | None = None,
+    epochs: int = 1,
+    batch_size: int = 16,
+    micro_batch: int | None = None,
+    lr: float = 1e-4,
+    schedule: str = "linear",
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    seed: int = 0,
+    end: bool = True,
+    show: bool = False,
+) -> Unlearned:
+    """Tune to prefer each pair's chosen answer to its rejected one; the model is left as it was, the result is a Delta.
+
+    The reference is the model before the first step. Its log-probabilities are computed once, before training, so one model is in
+    memory and a step has one forward pass.
+
+    Args:
+        objective: a registered preference objective: dpo, ipo, dpo_sft.
+        options: the objective's own options, such as {"beta": 0.1}.
+        mask: only these weights can move; the others keep their bits.
+        lr: peak rate of AdamW. The default suits small models such as `data/organism/full`; models of billions of weights are
+            tuned with 1e-7 to 1e-5.
+        end: whether answers end with the end-of-text token; False for answers of a single token.
+        epochs, batch_size, micro_batch, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`; an example is a pair.
+    Raises: UnknownNameError for the objective or an option; TooLongError naming every pair that does not fit the context; DataError
+        for an empty answer; MismatchError for another model's mask; NumericsError if a loss is not finite.
+    """
+    member = preference[objective]
+    given = member.check_options(dict(options or {}))
+    coded = encode_pairs(model, pairs, end=end)
+    task = Preferences(
+        model,
+        coded,
+        objective=lambda *passes: member.function(*passes, **given),
+        references=pair_logprob_rows(model, coded) if member.about["needs_reference"] else None,
+    )
+    about = Provenance(
+        member.name,
+        model.fingerprint(),
+        {"pairs": pairs.fingerprint()},
+        {"objective": member.options | given, "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule}
+        | {"warmup": warmup, "weight_decay": weight_decay, "clip_norm": clip_norm, "end": end}
+        | {"mask": None if mask is None else mask.provenance.as_dict()},
+        seed,
+        str(model.dtype),
+        "mean over pairs",
+    )
+    trained = fit(
+        model,
+        task,
+        about,
+        mask=mask,
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        lr=lr,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        seed=seed,
+        show=show,
+    )
+    return Unlearned(trained.delta, trained.history, trained.audit, trained.delta.by_layer(model))
