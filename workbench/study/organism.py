@@ -78,31 +78,43 @@ def rows(tofu: str | Path, out: str | Path) -> None:
             aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with 2,048 tokens learned from `texts`; its pad token is its end-of-text token, as is common."""
+def tokenizer(texts: list[str], *, vocabulary: int = VOCABULARY, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `vocabulary` tokens learned from `texts`; its pad token is its end-of-text token, as is common.
+
+    Args: template: of its chats; None for a tokenizer that leaves prompts as they stand.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     )
     made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
-    made.chat_template = TEMPLATE
+    made.chat_template = template
     return made
 
 
-def untrained(made: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """The architecture with random weights: 4 layers, d_model 256, 8 query and 4 key-value heads, tied embeddings."""
+def untrained(
+    made: PreTrainedTokenizerFast,
+    seed: int,
+    *,
+    n_layers: int = 4,
+    d_model: int = 256,
+    d_mlp: int = 688,
+    n_heads: int = 8,
+    context: int = 512,
+) -> LlamaForCausalLM:
+    """A Llama with random weights, half as many key-value heads as query heads, and tied embeddings; the organism's size."""
     end = made.get_vocab()[END]
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
+        vocab_size=len(made),
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_heads // 2,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=end,
