@@ -57,6 +57,15 @@ def mean_estimate(values: Sequence[float] | Float[np.ndarray, "example"], *, see
     return bootstrap(lambda x: x.mean(axis=1), np.asarray(values, dtype=np.float64), seed=seed)
 
 
+def spearman(x: Float[np.ndarray, "... row"], y: Float[np.ndarray, "... row"]) -> Float[np.ndarray, "..."]:
+    """Spearman's rank correlation along the last axis: Pearson's of the average ranks; NaN where one side is constant."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(side, axis=-1) - (side.shape[-1] + 1) / 2 for side in (x, y))
+    size = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    return np.divide((a * b).sum(axis=-1), size, out=np.full(size.shape, np.nan), where=size > 0)
+
+
 def spearman_estimate(
     x: Sequence[float] | Float[np.ndarray, "row"], y: Sequence[float] | Float[np.ndarray, "row"], *, seed: int = 0
 ) -> Estimate:
@@ -77,8 +86,8 @@ def spearman_estimate(
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, n, size=(RESAMPLES, n))
     pieces = np.array_split(drawn, max(1, drawn.size // _AT_ONCE))
-    resampled = np.concatenate([_rank_correlation(both[0, piece], both[1, piece]) for piece in pieces])
-    value = float(_rank_correlation(both[:1], both[1:])[0])
+    resampled = np.concatenate([spearman(both[0, piece], both[1, piece]) for piece in pieces])
+    value = float(spearman(both[:1], both[1:])[0])
     defined = resampled[np.isfinite(resampled)]
     if not defined.size:
         return Estimate(value, float("nan"), float("nan"), n)
@@ -107,12 +116,3 @@ def _sides(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> 
         if not np.isfinite(values).all():
             raise DataError(f"spearman: {name} is NaN or infinite in {int((~np.isfinite(values)).sum())} of {values.size} rows.")
     return sides
-
-
-def _rank_correlation(x: Float[np.ndarray, "resample row"], y: Float[np.ndarray, "resample row"]) -> Float[np.ndarray, "resample"]:
-    """Pearson's correlation of the average ranks, row by row; NaN where one side is constant."""
-    from scipy.stats import rankdata
-
-    a, b = (rankdata(side, axis=1) - (side.shape[1] + 1) / 2 for side in (x, y))
-    size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a * b).sum(1), size, out=np.full(len(a), np.nan), where=size > 0)

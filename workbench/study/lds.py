@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from workbench.core.errors import ShapeError
-from workbench.core.statistics import LEVEL, Estimate
+from workbench.core.statistics import LEVEL, Estimate, spearman
 
 RESAMPLES = 500
 
@@ -106,16 +106,6 @@ def reliability(losses: Float[np.ndarray, "model seed query"]) -> Reliability:
         return Reliability(r, np.nan, np.nan, "the seeds do not agree: the bank measures noise; take more rows out or more models")
     mean = seeds * r / (1 + (seeds - 1) * r)
     return Reliability(r, mean, float(np.sqrt(mean)), "")
-
-
-def spearman(x: Float[np.ndarray, "... n"], y: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
-    """Spearman correlation along the last axis: Pearson's of average ranks; NaN where one side is constant."""
-    from scipy.stats import rankdata
-
-    a, b = (rankdata(values, axis=-1) for values in (x, y))
-    a, b = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (a, b))
-    scale = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-    return np.divide((a * b).sum(axis=-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
 def _steady(sums: Float[np.ndarray, "query model"]) -> Float[np.ndarray, "query model"]:
