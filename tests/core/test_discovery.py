@@ -132,3 +132,11 @@ def test_more_rise_is_more_evidence():
 def test_bad_input(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_a_tie_at_the_level_is_found():
+    # 19 controls, none as high: p = 1/20 for each of 3 rows; adjusted 3 x (1/20) / 3 = 1/20, which is the level, but in float64
+    # 0.05000000000000001
+    found = benjamini_hochberg(np.full(3, 1 / 20), level=0.05)
+    assert found.found.all()
+    np.testing.assert_allclose(found.adjusted, 0.05)

@@ -10,7 +10,7 @@ from workbench.core.errors import InputError
 from workbench.core.store import write_json
 from workbench.report import page, print_table
 from workbench.report.dots import Dot, chart, legend
-from workbench.report.sheet import Section, Sheet, said
+from workbench.report.sheet import Section, Sheet, render, said
 
 NAN = math.nan
 DOTS = (Dot("gate", "probe", 0.5, 0.25, 1.0), Dot("gate", "random <b>", 0.1, NAN, NAN), Dot("up", "probe", NAN, NAN, NAN))
@@ -114,3 +114,15 @@ def test_refusals(folder):
     (folder / "sheet.json").write_text('{"title": "x"}')
     with pytest.raises(InputError, match="not a sheet"):
         Sheet.load(folder)
+
+
+def test_columns_of_sentences_are_set_as_text(tmp_path):
+    long = "a sentence that is longer than the name of a thing"
+    section = Section(
+        "Rows", columns=("row", "answer", "value", "kind"), rows=(("a", long, 1.0, "short"), ("b", "no", 2.0, "short"))
+    )
+    assert section.texts == (False, True, False, False)
+    Sheet("t", "r", (section,)).save(tmp_path)
+    page = render(tmp_path)
+    assert page.count('<th class="text">') == 1
+    assert page.count('<td class="text">') == 2

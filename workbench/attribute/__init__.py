@@ -1,8 +1,9 @@
 """Which weights carry a behavior: one function a method, (model, forget, retain) -> Scores, higher = choose first.
 
-And which heads, neurons and residual sites: functions of contrasting prompts -> Components.
+And which heads, neurons and residual sites: functions of contrasting prompts -> Components; and, in `data`, which training rows.
 """
 
+from workbench.attribute import data
 from workbench.attribute.contrast_runs import answer_difference
 from workbench.attribute.controls import magnitude, random
 from workbench.attribute.cosine import forget_retain_cosine
@@ -25,6 +26,7 @@ __all__ = [
     "activation_patching",
     "answer_difference",
     "attribution_patching",
+    "data",
     "direct_logit_attribution",
     "fisher",
     "fisher_ratio",

@@ -54,7 +54,7 @@ def benjamini_hochberg(p: Float[np.ndarray, "test"], *, level: float = 0.05) -> 
     scaled = p[order].astype(np.float64) * len(p) / np.arange(1, len(p) + 1)
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1.0)
-    return Discoveries(adjusted <= level, adjusted)
+    return Discoveries(adjusted <= level * (1 + ROUNDING), adjusted)  # 3 x (1/20) / 3 is 1/20, but not in float64
 
 
 def conformal_p(values: Float[np.ndarray, "row"], control: Float[np.ndarray, "control"]) -> Float[np.ndarray, "row"]:

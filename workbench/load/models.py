@@ -97,6 +97,10 @@ class Model:
         """Shape of every parameter by HF name; tied weights appear once."""
         return {name: tuple(p.shape) for name, p in self.hf.named_parameters()}
 
+    def settings(self) -> dict[str, Any]:
+        """The configuration as far as it decides what the model computes: not where it came from, nor its dtype."""
+        return {key: value for key, value in self.hf.config.to_dict().items() if key not in _VOLATILE}
+
     def base_fingerprint(self) -> str:
         """SHA-256 over config and weights as loaded, without the edits in the ledger; computed once.
 
@@ -104,7 +108,7 @@ class Model:
         """
         versions = self._parameter_versions()
         if self._base is None or (versions != self._versions and not self.ledger):
-            config = {k: v for k, v in self.hf.config.to_dict().items() if k not in _VOLATILE}
+            config = self.settings()
             weights = {name: tensor_sha256(p) for name, p in self.hf.named_parameters()}
             self._base = text_sha256([json.loads(json.dumps(config, default=str)), weights])
             self._versions = versions

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Cell = str | float | tuple[float, float, float]
 """Words; a number; or a number with the bounds of its interval, NaN where there is none."""
 
+TEXT = 28  # characters from which a cell is a sentence
+
 
 @dataclass(frozen=True)
 class Section:
@@ -48,6 +50,11 @@ class Section:
                 raise InputError(
                     f"Section {self.heading!r}: a row has {len(row)} cells, but there are {len(self.columns)} columns."
                 )
+
+    @property
+    def texts(self) -> tuple[bool, ...]:
+        """Which columns hold sentences, which are set to the left and broken into lines."""
+        return tuple(any(isinstance(cell, str) and len(cell) > TEXT for cell in column) for column in zip(*self.rows, strict=True))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from workbench.study.diagnose_counter import Counterfactual, Replay, check_recip
 from workbench.study.diagnose_data import agreement, blame, method_of
 from workbench.study.diagnose_reading import records
 from workbench.study.diagnose_result import Diagnosis
-from workbench.study.diagnose_rows import Changed, check_rows, compare, difference, discovered
+from workbench.study.diagnose_rows import Changed, check_control, compare, difference, discovered
 from workbench.study.diagnose_weights import GROUPINGS, bench, effects, pieces
 
 if TYPE_CHECKING:
@@ -78,12 +78,13 @@ def diagnose(
         most_rows: forgotten rows, and other rows, that modules, blame and counterfactuals are measured on; drawn, where there are
             more. Where no row was found to be forgotten, all rows stand in.
         seeds: of the random choices the blamed are compared with.
-    Raises: MismatchError if `after` does not belong to `before`; DataError if rows and control overlap; UnknownNameError or
-        InputError for a method, an option, a grouping or a number that cannot be.
+    Raises: MismatchError if `after` does not belong to `before`; DataError if control shares a row with rows or with what was
+        trained on; UnknownNameError or InputError for a method, an option, a grouping or a number that cannot be.
     """
-    _check(rows, control, modules, level, most_rows, seeds)
+    _check(modules, level, most_rows, seeds)
     delta = difference(before, after)
     sets = {name: one for name, one in (("learned", train), ("unlearned", unlearned)) if one is not None}
+    check_control(control, {"rows": rows, **sets})
     member, given = method_of(method, options)
     steps = _recipe(recipe, top, train)
     for one in sets.values():
@@ -167,8 +168,7 @@ def _recipe(recipe: Mapping[str, Any] | None, top: float, train: Examples | None
     return check_recipe(recipe)
 
 
-def _check(rows: Examples, control: Examples | None, modules: str, level: float, most_rows: int, seeds: Sequence[int]) -> None:
-    check_rows(rows, control)
+def _check(modules: str, level: float, most_rows: int, seeds: Sequence[int]) -> None:
     if modules not in GROUPINGS:
         raise unknown("grouping of modules", modules, GROUPINGS)
     if not 0 < level < 1:

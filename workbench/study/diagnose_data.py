@@ -1,11 +1,13 @@
-"""Which training rows explain the forgetting? To first order, by an influence method, at both ends of the change.
+"""Which training rows explain the forgetting? By an influence method, at both ends of the change.
 
-    blame_j = -mean_q influence(j -> q)    rows that were learned: training on j raised the loss of q
-    blame_j = +mean_q influence(j -> q)    rows that were unlearned, by ascent: training on j would have lowered it
+    blame_j = -mean_q influence(j -> q)    rows that were learned: a step on j raises the loss of q
+    blame_j = +mean_q influence(j -> q)    rows that were unlearned, by ascent: a step on j would lower it
 
-q runs over the forgotten rows. An influence is the derivative at one point, and training went along a path; blame is therefore the
-mean of its value at the model before and at the model after, the trapezoid of the path. A method that brings its own checkpoints
-already goes along the path and is asked once, at the model before.
+q runs over the forgotten rows. Influence is a statement about one point, and training went along a path; blame is therefore the
+mean of its values at the model before and at the model after. With {"kind": "dot"} that is the trapezoid of the first-order change
+of the loss; the cosine, the default, is how far the gradients point against each other, whatever their lengths, and has no unit:
+`workbench validate-data` found it to tell better what retraining would do. A method that brings its own checkpoints already goes
+along the path and is asked once, at the model before.
 """
 
 from collections.abc import Mapping
@@ -13,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from workbench.core.delta import Delta, applied
 from workbench.core.errors import InputError
 from workbench.core.influence import Influence
 from workbench.core.records import Examples
 from workbench.core.registry import Member, influence
+from workbench.core.statistics import spearman
 from workbench.load.models import Model
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def blame(
     method: str = "gradient_similarity",
     options: Mapping[str, Any] | None = None,
 ) -> "pd.DataFrame":
-    """How much training on each row raised the loss of the forgotten rows, to first order, most blamed first.
+    """How far training on each row went against the forgotten rows, most blamed first.
 
     Args: sets: training rows by what was done with them, "learned" or "unlearned".
     Returns: one line a row: id, source, blame, at_before, at_after (NaN where the method was asked once), text_match (mean likeness
@@ -104,9 +106,9 @@ def agreement(found: "pd.DataFrame", top: int) -> Agreement:
 
     Spearman's coefficient is NaN where one of the two has no ranks, all its values being equal.
     """
-    spearman = correlation(rankdata(found["blame"]), rankdata(found["text_match"]))
+    ranked = float(spearman(found["blame"].to_numpy(), found["text_match"].to_numpy()))
     common = len(set(highest(found, "blame", top)) & set(highest(found, "text_match", top)))
-    return Agreement(spearman, common, top, top * top / len(found))
+    return Agreement(ranked, common, top, top * top / len(found))
 
 
 def highest(found: "pd.DataFrame", by: str, top: int) -> list[tuple[str, str]]:

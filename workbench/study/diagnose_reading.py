@@ -64,8 +64,8 @@ def reading(found: "Diagnosis") -> str:
     if found.agreement is not None:
         same = found.agreement
         said.append(
-            f"Of the {same.top} most blamed training rows {same.common} are also among the {same.top} nearest to the forgotten "
-            f"rows in words ({number(same.chance)} by chance)."
+            f"Of the {same.top} most blamed training rows {same.common} are also among the {same.top} nearest to "
+            f"{'the forgotten rows' if forgotten else 'all rows'} in words ({number(same.chance)} by chance)."
         )
     return " ".join(said)
 
@@ -76,13 +76,16 @@ def _compared(found: "Diagnosis", about: str) -> list[str]:
     mine = next((line for line in lines if line["case"] == "blamed"), None)
     if mine is None or not math.isfinite(mine["gone"]):
         return []
-    drawn = [line["gone"] for line in lines if line["case"] == "random"]
+    random = [line for line in lines if line["case"] == "random"]
+    drawn = [line["gone"] for line in random]
     plain = next(line["gone"] for line in lines if line["case"] not in ("blamed", "random"))
     names = f" ({listed(mine['names'])})" if mine["n"] <= 3 else ""
     what, rule, chance = {
         "modules": (f"Putting back the {mine['n']} most blamed modules{names}", "that changed most", "others that changed as much"),
         "rows": (f"Training again without the {mine['n']} most blamed rows", "nearest in words", "as many"),
     }[about]
+    if about == "modules" and min(line["size"] for line in random) < 0.9 * mine["size"]:
+        chance = f"others, all of which together changed less ({share_text(min(line['size'] for line in random))} of ||Delta||²)"
     sure = math.isfinite(mine["gone_low"]) and mine["gone_low"] > max(drawn)
     verdict = "so it is more than chance" if sure else "so it is not clearly more than chance"
     value, low, high = (share_text(mine[name]) for name in ("gone", "gone_low", "gone_high"))
@@ -121,7 +124,11 @@ def cautions(found: "Diagnosis") -> tuple[str, ...]:
     if found.modules is not None:
         said.append("Modules work together: what they carry alone need not add up, and another set may carry as much.")
     if found.blame is not None:
-        tested = found.replay is not None
-        test = "The retraining is what tests it; it used one training seed." if tested else "No retraining tested it; give recipe=."
-        said.append(f"Blame is a derivative at two points of a long path. {test}")
+        if found.replay is not None:
+            test = "The retraining is what tests it; it used one training seed."
+        elif found.settings["recipe"] is not None:
+            test = "No retraining tested it, because the rows it is about did not lose anything on the mean."
+        else:
+            test = "No retraining tested it; give recipe=."
+        said.append(f"Blame looks at two points of a long path. {test}")
     return tuple(said)

@@ -1,6 +1,6 @@
 """Which rows did a change make a model forget? Every row before and after, with a p-value, and the false discoveries held down."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from workbench.core.errors import DataError, MismatchError
 from workbench.core.numerics import wide
 from workbench.core.records import Examples, Provenance
 from workbench.load.batches import encode_all
-from workbench.load.models import _VOLATILE, Model
+from workbench.load.models import Model
 from workbench.unlearn.pairs import answer_logprob_rows
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _check_alike(before: Model, after: Model) -> None:
         raise MismatchError(f"diagnose: BEFORE is {before.dtype}, AFTER {after.dtype}; load both in one dtype.")
     if before.text_key() != after.text_key():
         raise MismatchError("diagnose: BEFORE and AFTER have different tokenizers, so their answers are not the same tokens.")
-    settings = [{k: v for k, v in m.hf.config.to_dict().items() if k not in _VOLATILE} for m in (before, after)]
+    settings = [m.settings() for m in (before, after)]
     for key in sorted({*settings[0], *settings[1]}):
         if settings[0].get(key) != settings[1].get(key):
             raise MismatchError(
@@ -85,15 +85,18 @@ def _check_alike(before: Model, after: Model) -> None:
             )
 
 
-def check_rows(rows: Examples, control: Examples | None) -> None:
-    """DataError naming the shared rows, if a (prompt, response) stands in both."""
-    kept = {(row.prompt, row.response) for row in control or ()}
-    shared = [row.id for row in rows if (row.prompt, row.response) in kept]
-    if shared and control is not None:
-        raise DataError(
-            f"diagnose: rows ({rows.name}) and control ({control.name}) share {len(shared)}: {', '.join(shared[:5])}"
-            f"{' ...' if len(shared) > 5 else ''}. Control rows are what the others are compared with; take them out of rows."
-        )
+def check_control(control: Examples | None, sets: Mapping[str, Examples]) -> None:
+    """DataError naming the shared rows, if a (prompt, response) of `control` stands in one of `sets`, by the words for it."""
+    if control is None:
+        return
+    kept = {(row.prompt, row.response) for row in control}
+    for what, rows in sets.items():
+        shared = [row.id for row in rows if (row.prompt, row.response) in kept]
+        if shared:
+            raise DataError(
+                f"diagnose: control ({control.name}) and {what} ({rows.name}) share {len(shared)} rows: {', '.join(shared[:5])}"
+                f"{' ...' if len(shared) > 5 else ''}. Control rows are those that nothing happened to; take these out of control."
+            )
 
 
 def token_logprobs(model: Model, rows: Examples) -> list[Float[np.ndarray, "_"]]:

@@ -172,8 +172,8 @@ def _blame(found: "Diagnosis") -> Section | None:
         remark += f" Over all training rows the two rank alike to {number(found.agreement.spearman)} (Spearman)."
     return Section(
         "Which training rows explain it",
-        f"Blame by {found.settings['method']}: how much training on the row raised the loss of {len(found.judged)} rows, to first "
-        f"order, averaged over the model before and after. The {min(SHOWN, len(lines))} highest of {len(lines)}.",
+        f"Blame by {found.settings['method']}: how far training on the row went against {len(found.judged)} rows, the mean of "
+        f"the model before and the model after. The {min(SHOWN, len(lines))} highest of {len(lines)}.",
         columns=("training row", "id", "was", "blame", "likeness in words"),
         rows=tuple(
             (shorten(line["text"], TEXT), shorten(line["id"], ID), line["source"], line["blame"], line["text_match"])
