@@ -8,7 +8,7 @@ import pytest
 
 import workbench as wb
 from workbench.core.delta import applied
-from workbench.core.errors import DataError, InputError, MismatchError
+from workbench.core.errors import DataError, InputError, MismatchError, NumericsError
 from workbench.load.batches import encode_all
 from workbench.study import bank as module
 from workbench.study.bank import Bank, Bench, Recipe, draw_subsets, fill, query_losses, retrain, small_start
@@ -121,6 +121,27 @@ def test_saved_and_read(tmp_path):
     np.testing.assert_array_equal(again.losses, bank.losses)
     assert (again.query, again.train, again.seeds) == (bank.query, bank.train, bank.seeds)
     assert repr(again) == "Bank(3 subsets x 2 seeds, 2 queries, 4 training rows)"
+
+
+def test_a_loss_that_is_no_number(start, sets, tmp_path, monkeypatch):
+    """Model and query are named, and nothing is kept."""
+    train, query = sets
+    on = Bench(tmp_path, start, train, query, RECIPE)
+    used = draw_subsets(24, 1)
+
+    def overflown(model, queries):
+        if any(row.id == query[3].id for row in queries):
+            raise NumericsError("answer_logprobs: row 1 of the batch has a log-probability that is NaN or infinite.")
+        return np.zeros(len(queries))
+
+    monkeypatch.setattr(module, "query_losses", overflown)
+    with pytest.raises(NumericsError, match=rf"bank: model 0, trained on 12 rows with seed 7: query '{query[3].id}': answer_log"):
+        fill(on, used, (7,), show=False)
+    assert not (tmp_path / "points").exists()
+    losses = np.zeros((2, 1, 3))
+    losses[1, 0, 2] = np.inf
+    with pytest.raises(NumericsError, match="bank: model 1, seed 7, has a loss of inf on 'c'"):
+        Bank(np.eye(2, 4) > 0, losses, ("a", "b", "c"), ("r", "s", "t", "u"), (7,))
 
 
 def test_what_cannot_be_a_bank(start, sets, tmp_path):

@@ -95,7 +95,32 @@ def test_reliability_by_hand():
     found = reliability(losses)
     assert found.one_seed == pytest.approx(1 / 2)
     assert found.mean_of_seeds == pytest.approx(2 / 3)
-    assert found.ceiling == pytest.approx((2 / 3) ** 0.5)
+    assert found.ceiling.value == pytest.approx((2 / 3) ** 0.5)
+    assert found.ceiling.n == 1
+
+
+def test_the_ceiling_is_the_mean_of_roots():
+    """The query above, r = 1/2, one whose seeds agree, r = 1, and one whose seeds oppose, r = -1, which counts as 0.
+
+    r: (1/2 + 1 - 1)/3 = 1/6. Reliabilities 2/3, 1, 0: mean 5/9. Ceiling: (sqrt(2/3) + 1 + 0)/3 = 0.605, not sqrt(5/9) = 0.745 and
+    not the root of Spearman-Brown of 1/6, sqrt(2/7) = 0.535.
+    """
+    first = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0]])
+    same = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    opposite = np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+    found = reliability(np.stack([first, same, opposite], axis=2))
+    assert found.one_seed == pytest.approx(1 / 6)
+    assert found.mean_of_seeds == pytest.approx(5 / 9)
+    assert found.ceiling.value == pytest.approx(((2 / 3) ** 0.5 + 1) / 3)
+    assert found.ceiling.low < found.ceiling.value < found.ceiling.high
+
+
+def test_three_seeds_are_three_pairs():
+    """Orders 1 2 3, 1 2 3 and 2 1 3: pairs 1, 1/2, 1/2, mean 2/3; of three seeds 3 * 2/3 / (1 + 2 * 2/3) = 6/7."""
+    losses = np.array([[1.0, 1.0, 2.0], [2.0, 2.0, 1.0], [3.0, 3.0, 3.0]])[:, :, None]
+    found = reliability(losses)
+    assert found.one_seed == pytest.approx(2 / 3)
+    assert found.ceiling.value == pytest.approx((6 / 7) ** 0.5)
 
 
 def test_the_ceiling_is_what_a_perfect_method_reaches():
@@ -103,7 +128,9 @@ def test_the_ceiling_is_what_a_perfect_method_reaches():
     rng = np.random.default_rng(0)
     signal = rng.normal(size=(400, 1, 30))
     losses = signal + rng.normal(size=(400, 2, 30))
-    ceiling = reliability(losses).ceiling
+    found = reliability(losses, resamples=50).ceiling
+    ceiling = found.value
+    assert 0 < found.high - found.low < 0.1
     reached = spearman(signal[:, 0].T, losses.mean(axis=1).T).mean()
     assert ceiling == pytest.approx(reached, abs=0.02)  # 30 queries of 400 models: standard error about 0.006; ranks, not Pearson
 
@@ -114,7 +141,7 @@ def test_no_ceiling_without_agreement():
     opposite = np.stack([np.arange(5.0), -np.arange(5.0)], axis=1)[:, :, None]
     found = reliability(opposite)
     assert found.one_seed == pytest.approx(-1.0)
-    assert np.isnan(found.ceiling)
+    assert np.isnan(found.ceiling.value)
     assert "the seeds do not agree" in found.note
 
 

@@ -1,6 +1,8 @@
 """The study of data attribution: from a file to a page on a micro bank, and on where it stopped; what it adds up, by hand."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +11,18 @@ import yaml
 
 import workbench as wb
 from workbench.cli.validate import validate_data
-from workbench.core.errors import DataError, InputError, ModelError, StudyError, UnknownNameError
+from workbench.core.errors import DataError, InputError, ModelError, NumericsError, StudyError, UnknownNameError
+from workbench.core.influence import Influence
+from workbench.core.registry import influence
 from workbench.report.sheet import Sheet
 from workbench.study import validate_data as study
-from workbench.study.bank import Bank
+from workbench.study.bank import Bank, Bench, small_start
 from workbench.study.lds import lds
 from workbench.study.validate_data import read, run
-from workbench.study.validate_data_methods import labels_of, method
+from workbench.study.validate_data_methods import Full, labels_of, method, place
+from workbench.study.validate_data_rehearsal import rehearse
 from workbench.study.validate_data_result import mean_rise, removal
+from workbench.study.validate_data_sheet import _who
 
 METHODS = {
     "random": {"influence": "random"},
@@ -68,6 +74,7 @@ def test_from_file_to_page_and_on(file, tmp_path, monkeypatch):
     assert [row[0] for row in text.sections[0].rows] == list(METHODS)
     assert text.sections[1].rows[-1][0] == "2 random rows, 2 draws"
     assert "5 models were trained on 50% of 24 rows each, with 2 seeds" in text.reading
+    assert "with an interval above 0:" not in text.reading
     page = (done / "report.html").read_text()
     assert "<script" not in page
     influence = sorted(p.name for p in (done / "influence").iterdir())
@@ -186,3 +193,85 @@ def test_labels_must_be_there(file, root):
         labels_of(str(root / "data/capitals/query.jsonl"), "group", rows[:3])
     with pytest.raises(DataError, match="labels are read from JSON lines"):
         labels_of("rows.parquet", "group", rows)
+
+
+def test_changed_labels_are_read_anew(file, tmp_path):
+    """The rows' texts stay, one row turns wrong: the method with `clean` has other values, the one with `group` the same."""
+    run(file, out=tmp_path / "runs", overrides=FEW, show=False)
+    before = kept_methods(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    asked = {json.loads(line)["group"] for line in (tmp_path / "query.jsonl").read_text().splitlines()}
+    row = next(row for row in lines if row["group"] in asked and row["clean"])
+    row["clean"] = False
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in lines) + "\n")
+    run(file, out=tmp_path / "runs", overrides=FEW, show=False)
+    new = kept_methods(tmp_path) - before
+    assert len(new) == 2  # of two seeds
+    for path in new:
+        found = Influence.load(path)
+        assert found.provenance.options == {"labels": "clean"}
+        assert not found.values[:, found.train.index(row["id"])].any()
+
+
+FEW = ["validate_data.methods={topic: {labels: group}, right: {labels: clean}}", "validate_data.subsets=3"]
+
+
+def kept_methods(folder):
+    return set((folder / "runs/micro/influence").iterdir())
+
+
+def test_another_kronfluence_is_another_point(file, monkeypatch):
+    one = method("E", {"influence": "ekfac"})
+    full = Full(SimpleNamespace(causes=["a"]), file.parent)
+    first = place(full, one, 0, None)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: f"{package} 2")
+    assert place(full, one, 0, None) != first
+    assert place(full, method("r", {"influence": "random"}), 0, None) == place(full, method("s", {"influence": "random"}), 0, None)
+
+
+@pytest.mark.parametrize(
+    ("match", "override"),
+    [
+        (r"train: warmup is 2", "recipe.warmup=2.0"),
+        ("weight_decay -1", "recipe.weight_decay=-1.0"),
+        ("ekfac: damping is -1.0, expected a finite number above 0", "methods={E: {influence: ekfac, damping: -1.0}}"),
+        ("ekfac: modules 'nowhere' matches no linear map", "methods={E: {influence: ekfac, modules: [nowhere]}}"),
+        ("unknown parameter in names 'nowhere'", "methods={G: {influence: gradient_similarity, names: [nowhere]}}"),
+        ("text_match: b is 3.0", "methods={B: {influence: text_match, b: 3.0}}"),
+        ("batch_tokens is -3", "methods={L: {score: loss, batch_tokens: -3}}"),
+    ],
+)
+def test_nothing_is_written_before_values_are_checked(file, match, override):
+    out = file.parent / "runs"
+    with pytest.raises(InputError, match=match):
+        run(file, out=out, overrides=[f"validate_data.{override}"], show=False)
+    assert not out.exists()
+
+
+def test_the_rehearsal_leaves_the_start_alone_and_passes_what_is_right(file, monkeypatch):
+    """Also with a schedule and a warm-up that leave one step no rate; numbers that are NaN on two rows stop nothing."""
+    calls = []
+
+    def undefined(model, query, train, **options):
+        calls.append((len(query), len(train), [one.lr for one in options["checkpoints"]]))
+        raise NumericsError("a gradient is zero")
+
+    plan = read(file, ["validate_data.recipe.warmup=0.9", "validate_data.recipe.schedule=linear"])
+    train, query = (plan.head.rows(split) for split in ("train", "query"))
+    model = small_start(train, query)
+    full = Full(Bench(file.parent / "runs", model, train, query, plan.settings.recipe), file.parent / "runs")
+    rehearse(full, plan.settings.methods[-1:], (0,), None)
+    member = influence["gradient_similarity"]
+    monkeypatch.setitem(influence._members, "gradient_similarity", replace(member, function=undefined))
+    rehearse(full, plan.settings.methods[-1:], (0,), None)
+    assert calls == [(1, 2, [5e-3])]
+    assert model.fingerprint() == small_start(train, query).fingerprint()
+    assert not (file.parent / "runs").exists()
+
+
+def test_sentences_about_methods():
+    assert _who([], "better than words alone with its interval above 0") == (
+        "No method was better than words alone with its interval above 0."
+    )
+    assert _who(["A"], "better, with its interval above 0") == "A was better, with its interval above 0."
+    assert _who(["A", "B"], "better, with its interval above 0") == "A and B were better, with their interval above 0."
