@@ -21,6 +21,7 @@ DATA = Path(__file__).resolve().parent.parent
 LONGEST = 200  # tokens of prompt and answer together
 PERSONAS = ("agreeableness", "conscientiousness", "interest-in-science", "openness", "risk-averse")
 LETTERS = {" Yes": " A", " No": " B"}  # " No" is two tokens of the organism's, the letters are one each
+BLOCKS = 7  # of slm4096's questions
 SURE = 0.9  # least confidence of the model that labeled the statement
 Pair = dict[str, str]
 
@@ -70,20 +71,28 @@ def persona(sources: Path) -> list[Pair]:
 
 
 def slm() -> list[Pair]:
-    """Every question that fits with its true answer, against four other questions' answers that fit as well."""
+    """Every question that fits with its true answer, against up to four answers to other questions of its block that fit as well.
+
+    Blocks share no question and no answer, so whole blocks can be held out: no held-out answer is a rejected one in training.
+    """
     model = wb.load(DATA / "models/slm4096")
     lines = (DATA / "models/slm4096/corpus.txt").read_text(encoding="utf-8").splitlines()
     known = [(q, a.removeprefix("A: ")) for q, a in pairwise(lines) if q.startswith("Q:") and a.startswith("A:")]
+    fits = [number for number, (q, a) in enumerate(known) if fitting(model, q, a)]
+    order = random.Random(0).sample(fits, len(fits))
+    block = {number: place % BLOCKS for place, number in enumerate(order)}
     draw, pairs = random.Random(0), list[Pair]()
-    for number, (question, answer) in enumerate(known):
-        prompt = f"{question}\nA:"
-        fitting = [other for _, other in known if len(prompt) + 1 + len(other) <= model.context]
-        if answer not in fitting:
-            continue
-        others = [other for other in fitting if other != answer]
+    for number in fits:
+        question, answer = known[number]
+        others = [known[i][1] for i in fits if i != number and block[i] == block[number] and fitting(model, question, known[i][1])]
         for place, other in enumerate(draw.sample(others, min(4, len(others)))):
-            pairs.append({"id": f"slm-{number}-{place}", "prompt": prompt, "chosen": answer, "rejected": other})
+            pairs.append({"id": f"slm-{number}-{place}", "prompt": f"{question}\nA:", "chosen": answer, "rejected": other})
     return pairs
+
+
+def fitting(model: wb.Model, question: str, answer: str) -> bool:
+    """Whether a question with an answer fits the context of slm4096, whose tokens are characters."""
+    return len(f"{question}\nA: {answer}") <= model.context
 
 
 def main(sources: Path, out: Path) -> None:

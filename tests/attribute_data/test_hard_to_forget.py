@@ -7,7 +7,8 @@ import torch
 import workbench as wb
 from tests.reference import score as truth
 from tests.tiny import tiny
-from workbench.attribute.data.hard_to_forget import HardSet, hard_to_forget, project
+from workbench.attribute.data.hard_set import compared
+from workbench.attribute.data.hard_to_forget import HardSet, check_options, hard_to_forget, project
 from workbench.core.errors import DataError, InputError, MismatchError
 from workbench.core.records import Example
 
@@ -90,6 +91,57 @@ def test_projection_is_the_nearest_point():
         got = project(values, size)
         np.testing.assert_allclose(got, truth.project(values, size), atol=1e-9)  # bisection to the last bits of float64
         assert got.sum() == pytest.approx(size, abs=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_projection_of_what_is_not_a_number_is_refused(bad):
+    with pytest.raises(InputError, match="1 of 3 values are NaN or infinite"):
+        project(np.array([0.1, bad, 0.2]), 1)
+
+
+@pytest.mark.parametrize("size", [2.0, 2.5, True])
+def test_a_size_that_is_no_whole_number_is_refused(size):
+    with pytest.raises(InputError, match=f"size is {size}, expected a whole number, 1 to 7"):
+        check_options(size, 8, lower="ascent", rounds=1, weight_lr=0.1, gamma=0.0)
+
+
+def test_sets_compared_by_hand():
+    # hard {0, 1}: (1 + 3) / 2 = 2. lowest {1, 2}: (4 + 6) / 2 = 5. random {0, 3}: (2 + 8) / 2 = 5, and {2, 3}: (7 + 9) / 2 = 8,
+    # together 6.5. hard - random = -4.5, hard - lowest = -3. What is not a member, 100, counts for nothing
+    values = {
+        "hard": [1, 3, 100, 100],
+        "lowest before": [100, 4, 6, 100],
+        "random 0": [2, 100, 100, 8],
+        "random 1": [100, 100, 7, 9],
+    }
+    values = {name: np.array(row, dtype=float) for name, row in values.items()}
+    found = compared(values, {name: row < 100 for name, row in values.items()})
+    expected = {"hard": 2, "lowest before": 5, "random 0": 5, "random 1": 8, "random": 6.5}
+    expected |= {"hard - random": -4.5, "hard - lowest before": -3}
+    assert {name: estimate.value for name, estimate in found.items()} == expected
+    assert {name: estimate.n for name, estimate in found.items()} == dict.fromkeys(expected, 2)
+
+
+def test_intervals_draw_sets_and_rows_and_know_a_shared_row():
+    one, n = np.ones(6, dtype=bool), 6
+    half = np.arange(n) < 3
+    # rows without spread, two random sets of means 0 and 1: only the sets are drawn; means of two are 0, 1/2 or 1
+    values = {"hard": np.zeros(n), "lowest before": np.zeros(n), "random 0": np.zeros(n), "random 1": np.ones(n)}
+    found = compared(values, {"hard": half, "lowest before": half, "random 0": half, "random 1": ~half})
+    assert (found["random"].low, found["random"].high) == (0, 1)
+    assert (found["hard"].low, found["hard"].high) == (0, 0)
+    assert (found["hard - random"].low, found["hard - random"].high) == (-1, 0)
+    # the same rows in both: a constant difference has no spread, however the rows differ; each alone has
+    spread = np.array([0.0, 1, 2, 5, 9, 20])
+    same = compared(
+        {"hard": spread, "lowest before": spread + 1, "random 0": spread + 2},
+        dict.fromkeys(("hard", "lowest before", "random 0"), one),
+    )
+    for name, value in (("hard - lowest before", -1), ("hard - random", -2)):
+        np.testing.assert_allclose(same[name][:3], value, rtol=1e-12)
+    assert same["hard"].high - same["hard"].low > 5
+    # Exp(1) weights: the variance of the mean is the rows' variance over n + 1, so 95 % is about 2 x 1.96 of its root
+    assert same["hard"].high - same["hard"].low == pytest.approx(2 * 1.96 * spread.std() / np.sqrt(n + 1), rel=0.2)
 
 
 def test_projection_of_an_impossible_sum_is_refused():
@@ -180,11 +232,17 @@ def test_the_published_lower_level(learned):
 def test_against_random_sets(learned, found):
     measured = found.against_random(learned, candidates(), retain(), seeds=(0, 1))
     splits = {(row.metric, row.split) for row in measured}
-    assert splits == {(m, s) for m in ("nll_before", "nll_after") for s in ("hard", "random 0", "random 1", "random")}
-    hard, other = measured["nll_after", "hard"], measured["nll_after", "random"]
-    assert (hard.n, other.n) == (3, 6)
-    assert hard.low <= hard.value <= hard.high
+    sets = ("hard", "lowest before", "random 0", "random 1", "random", "hard - random", "hard - lowest before")
+    assert splits == {(m, s) for m in ("nll_before", "nll_after") for s in sets}
+    hard, other, lowest = (measured["nll_after", s] for s in ("hard", "random", "lowest before"))
+    assert (hard.n, other.n, lowest.n) == (3, 2, 3)  # rows, sets, rows
+    assert all(row.low <= row.value <= row.high for row in measured)
     assert hard.value < other.value, "what is left of the hard set should be lower"
+    assert measured["nll_after", "hard - random"].value == pytest.approx(hard.value - other.value)
+    assert measured["nll_after", "hard - lowest before"].value == pytest.approx(hard.value - lowest.value)
+    assert measured["nll_before", "lowest before"].value == pytest.approx(np.sort(found.before)[:3].mean())
+    with pytest.raises(InputError, match="name a set twice"):
+        found.against_random(learned, candidates(), retain(), seeds=(1, 1))
     with pytest.raises(InputError, match="there are no seeds"):
         found.against_random(learned, candidates(), retain(), seeds=())
     with pytest.raises(MismatchError, match="candidates are other rows"):
@@ -196,12 +254,15 @@ def test_against_random_sets(learned, found):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"size": 8}, "size is 8, expected 1 to 7"),
+        ({"size": 8}, "size is 8, expected a whole number, 1 to 7"),
         ({"size": 0}, "size is 0"),
         ({"lower": "again"}, "lower is 'again', expected one of ascent, retrain"),
         ({"rounds": 0}, "rounds is 0"),
         ({"weight_lr": 0.0}, "weight_lr 0.0"),
         ({"gamma": float("nan")}, "gamma nan"),
+        ({"gamma": float("inf")}, "gamma inf"),
+        ({"weight_lr": float("inf")}, "weight_lr inf"),
+        ({"weight_lr": float("nan")}, "weight_lr nan"),
         ({"lr": -1.0}, "lr is -1.0, expected a positive number"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.core.errors import ShapeError
+from workbench.core.errors import InputError, ShapeError
 from workbench.core.records import Provenance
 from workbench.core.row_scores import RowScores
 
@@ -43,3 +43,22 @@ def test_notes_are_said_and_everything_is_escaped():
     assert "<i>" not in page
     assert "&lt;10&gt;" not in page  # of twenty rows, the five highest and the five lowest
     assert page.count("<tr>") == 11
+
+
+def test_what_is_saved_is_read_back_with_how_it_was_made(tmp_path):
+    found = scored([1.5, np.nan, -2.0], notes={"left out": "<i>3</i>"}, length=[5, 6, 7])
+    found.save(tmp_path / "scores.parquet")
+    read = RowScores.load(tmp_path / "scores.parquet")
+    assert (read.name, read.ids, read.higher, read.unit) == (found.name, found.ids, found.higher, found.unit)
+    assert read.provenance == found.provenance
+    np.testing.assert_array_equal(read.values, found.values)
+    assert list(read.columns) == ["length"]
+    np.testing.assert_array_equal(read.columns["length"], found.columns["length"])
+
+
+def test_another_file_is_refused(tmp_path):
+    pd.DataFrame({"loss": [1.0]}).to_parquet(tmp_path / "plain.parquet")
+    (tmp_path / "text.parquet").write_text("loss")
+    for name, match in (("plain", "holds no scores of rows"), ("text", "not a parquet file"), ("none", "no such file")):
+        with pytest.raises(InputError, match=match):
+            RowScores.load(tmp_path / f"{name}.parquet")

@@ -129,10 +129,29 @@ def test_the_order_of_the_pairs_does_not_matter():
 def test_without_the_end_of_text():
     model, pairs = small(), PreferencePairs([PreferencePair("a", "the sky is", "blue", "green")], "words")
     found = wb.score.ches(model, pairs, end=False)
-    # one token each, predicted from the same state h: h . (h - h) = 0, up to rounding of two rows of a batch
+    # one token each, predicted from the same state h: h . (h - h) = 0
     assert found.columns["length"].tolist() == [2.0]
-    assert abs(found.values[0]) < 1e-12
-    assert wb.score.ches(model, pairs).values[0] != 0
+    assert found.values.tolist() == [0.0]
+    assert found.columns["logprob_chosen"][0] != found.columns["logprob_rejected"][0]
+    said = "1 of 1 pairs is predicted from one shared hidden state: CHES is 0 by construction (a); keep end=True"
+    assert found.provenance.notes == {"shared": said}
+    assert said in repr(found)
+    ended = wb.score.ches(model, pairs)
+    assert ended.values[0] != 0
+    assert ended.provenance.notes == {}
+
+
+def test_answers_that_differ_in_their_last_token_alone():
+    texts = [("a", "is blue", "is green"), ("b", "is blue", "no"), ("c", "no", "green")]
+    pairs = PreferencePairs([PreferencePair(name, "the sky", *two) for name, *two in texts], "words")
+    model = small(torch.float32)
+    found = wb.score.ches(model, pairs, end=False)
+    assert found.values[[0, 2]].tolist() == [0.0, 0.0]
+    assert found.values[1] != 0
+    notes = found.provenance.notes
+    assert notes["shared"].startswith("2 of 3 pairs are predicted from shared hidden states: CHES is 0 by construction (a, c)")
+    with pytest.raises(InputError, match=r"filter: ches is 0 for all 2 pairs.*keep end=True"):
+        wb.score.ches(model, pairs.take([0, 2]), end=False).filter(0.5)
 
 
 def test_real_models_of_another_kind(stories, slm):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import workbench as wb
 from workbench.cli import app
 from workbench.core.errors import DataError, InputError, UnknownNameError
+from workbench.core.row_scores import RowScores
 
 MODEL = str(Path(__file__).resolve().parents[2] / "data/models/slm4096")
 
@@ -44,6 +45,9 @@ def test_pairs_are_scored_and_filtered(here):
     assert kept.ids == sorted(frame["ches"].nsmallest(9).index, key=lambda i: int(i[1:]))
     assert "1 of 12 pairs is identical: score 0 (p6)" in said
     assert "9 pairs kept" in said
+    saved = RowScores.load("out/scores.parquet")
+    assert saved.provenance.options["batch_size"] == 5
+    assert saved.provenance.notes["filtered.jsonl"] == "the 9 of 12 pairs with the lowest scores, keep 0.75"
     lines = said.splitlines()[1:11]  # the five highest and the five lowest
     assert [line.split()[0] for line in lines] == ["1", "2", "3", "4", "5", "8", "9", "10", "11", "12"]
     assert lines[0].split()[2] == frame["ches"].idxmax()
@@ -73,6 +77,7 @@ def test_without_a_folder_it_goes_to_runs(here):
         (InputError, "option batch_size of ches is 'two', expected int", ("ches", MODEL, "pairs.jsonl", "-o", "batch_size=two")),
         (InputError, "keep is 1.5, expected a share", ("ches", MODEL, "pairs.jsonl", "--keep", "1.5")),
         (InputError, "score loss: --keep filters preference pairs", ("loss", MODEL, "rows.jsonl", "--keep", "0.5")),
+        (InputError, "it scores preference pairs, and 'tofu:forget' has one answer", ("ches", MODEL, "tofu:forget", "--root", ".")),
         (InputError, "no.jsonl: no such file", ("ches", MODEL, "no.jsonl")),
         (DataError, "rows.jsonl, line 1: no text under 'chosen'", ("ches", MODEL, "rows.jsonl")),
         (InputError, "full: exists already", ("ches", MODEL, "pairs.jsonl", "--out", "full")),
@@ -86,6 +91,12 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(here, monkeypatch, err
         run(*words)
     assert not Path("runs").exists()
     assert [p.name for p in Path("full").iterdir()] == ["mine"]
+
+
+def test_batches_of_less_than_a_token_are_refused(here):
+    with pytest.raises(InputError, match="batch_tokens is -3, expected 1 or more"):
+        run("loss", MODEL, "rows.jsonl", "--out", "out", "-o", "batch_tokens=-3")
+    assert not Path("out").exists()
 
 
 def test_no_pair_left_writes_nothing(here):

@@ -124,6 +124,39 @@ def test_what_is_refused(slm):
             wb.score.mass_shift(small(), tiny_pairs(), **bad)
 
 
-def test_logits_that_are_no_product_are_refused():
-    with pytest.raises(ModelError, match="a softcap or a scale"):
-        wb.score.mass_shift(capped(), tiny_pairs())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cap", [1.0, 30.0])
+def test_logits_that_are_no_product_are_refused(dtype, cap):
+    # at 30 the cap moves these small logits by less than half precision can tell: the config says it
+    model = capped()
+    model.hf.config.final_logit_softcapping = cap
+    torch.nn.Module.to(model.hf, dtype)
+    with pytest.raises(ModelError, match=f"a softcap or a scale.*final_logit_softcapping is {cap}"):
+        wb.score.mass_shift(model, tiny_pairs())
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "logits_scaling"])
+def test_a_scale_in_the_config_is_refused_unless_it_is_one(name):
+    model = small()
+    setattr(model.hf.config, name, 0.0625)
+    with pytest.raises(ModelError, match=f"{name} is 0.0625"):
+        wb.score.mass_shift(model, tiny_pairs())
+    setattr(model.hf.config, name, 1.0)
+    assert len(wb.score.mass_shift(model, tiny_pairs())) == 4
+
+
+def test_a_cap_that_no_config_tells_is_seen_in_the_logits():
+    model = capped()
+    model.hf.config.final_logit_softcapping = None
+    handle = model.hf.lm_head.register_forward_hook(lambda _, __, said: torch.tanh(said))
+    with pytest.raises(ModelError, match=r"a softcap or a scale lies between\), so the prediction would not hold for it\.$"):
+        wb.score.mass_shift(model, tiny_pairs())
+    handle.remove()
+
+
+def test_without_the_end_an_answer_that_begins_the_other_prefers_no_token():
+    # p2 prefers "no" to "no no": only the end-of-text token makes them differ
+    found = wb.score.mass_shift(small(), tiny_pairs(), end=False)
+    assert found.ids == ("p0", "p1", "p4")
+    assert found.provenance.options["end"] is False
+    assert wb.score.mass_shift(small(), tiny_pairs()).provenance.options["end"] is True

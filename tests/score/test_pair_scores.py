@@ -1,6 +1,7 @@
 """What one does with the scores of pairs: the exact cut, the file that is read back, the correlation, and a safe page."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import workbench as wb
 from workbench.core.errors import DataError, InputError, NumericsError, ShapeError
 from workbench.core.records import PreferencePair, PreferencePairs, Provenance
+from workbench.core.statistics import spearman_estimate
 from workbench.score import PairScores
 from workbench.score.pictures import histogram, scatter
 
@@ -39,6 +41,14 @@ def test_none_left_and_no_number_are_refused():
         scored([1.0, np.nan, 3.0]).filter()
 
 
+def test_equal_scores_cut_nothing_but_can_be_looked_at():
+    same = scored([2.0, 2.0, 2.0])
+    with pytest.raises(InputError, match="filter: ches is 2 for all 3 pairs, so none is higher than another. Filter by another"):
+        same.filter(0.5)
+    assert len(same.filter(1)) == 3  # nothing is dropped
+    assert "the 3 kept" in same._repr_html_()
+
+
 def test_the_file_is_read_back(tmp_path):
     path = tmp_path / "kept.jsonl"
     kept = scored([3.0, 1.0, 2.0]).filter(0.67, out=path)
@@ -51,19 +61,36 @@ def test_the_file_is_read_back(tmp_path):
 
 def test_against_a_measurement():
     found = scored([1.0, 2.0, 3.0, 4.0], length=[5, 5, 5, 5], alike=[1, 2, 4, 3])
-    held = found.against([-1.0, -2.0, -3.0, -4.0])
-    assert held.rho.value == -1
+    held = found.against([0.0, -2.0, -3.0, -4.0])  # the higher the score, the further ln p fell
+    assert held.displaced.tolist() == [0.0, 2.0, 3.0, 4.0]
+    assert held.rho.value == 1
     assert held.rho.n == 4
-    assert held.estimates["alike"].value == pytest.approx(-4 / 5)  # one exchange of neighbors among four: 1 - 6 * 2 / 60
+    assert np.isnan(held.rho[1:3]).all()
+    assert "4 groups of 4 rows are too few" in held.notes["ches"]
+    assert held.estimates["alike"].value == pytest.approx(4 / 5)  # one exchange of neighbors among four: 1 - 6 * 2 / 60
     assert np.isnan(held.estimates["length"].value)
     assert "x has the same value 5 in all 4 rows" in held.notes["length"]
     assert held.frame().loc["length", "note"] == held.notes["length"]
-    assert "rho -1.000" in held._repr_html_()
-    assert held.rho == found.against(np.array([-1.0, -2.0, -3.0, -4.0])).rho
+    page = held._repr_html_()
+    assert "rho 1.000, n = 4; 4 groups of 4 rows are too few" in page
+    assert "displacement: fall of ln p(chosen), nats" in page
+    assert "NaN, NaN" not in page
+    np.testing.assert_equal(tuple(held.rho), tuple(found.against(np.array([0.0, -2.0, -3.0, -4.0])).rho))
     with pytest.raises(ShapeError, match="measured is .3,., expected one number for each of 4 pairs"):
         found.against([1.0, 2.0, 3.0])
     with pytest.raises(DataError, match="NaN or infinite in 1 of 4"):
         found.against([1.0, 2.0, 3.0, np.nan])
+
+
+def test_pairs_of_a_prompt_are_drawn_together():
+    rng = np.random.default_rng(0)
+    alone = scored(rng.normal(size=40))
+    change = rng.normal(size=40)
+    pairs = PreferencePairs([PreferencePair(p.id, f"Q{i // 8}?", p.chosen, p.rejected) for i, p in enumerate(alone.pairs)], "pairs")
+    found = replace(alone, pairs=pairs).against(change)
+    assert found.rho == spearman_estimate(alone.values, -change, groups=[f"Q{i // 8}?" for i in range(40)])
+    assert found.rho[1:3] != alone.against(change).rho[1:3]
+    assert found.rho.value == alone.against(change).rho.value
 
 
 def test_the_page_is_static_and_escaped():

@@ -10,9 +10,9 @@ import workbench as wb
 from tests.reference import score as truth
 from tests.score.cases import small
 from tests.tiny import tiny_sets
-from workbench.core.errors import NumericsError
+from workbench.core.errors import DataError, NumericsError
 from workbench.core.row_scores import RowScores
-from workbench.load.batches import encode_all
+from workbench.load.batches import Encoded, encode_all
 from workbench.score.rows import _error_norms
 from workbench.score.states import Answers
 
@@ -71,3 +71,13 @@ def test_a_logit_that_is_not_a_number_stops_it():
         with pytest.raises(NumericsError, match="NaN or infinite"):
             score(model, tiny_sets()[0])
     handle.remove()
+
+
+def test_a_row_that_begins_with_its_answer_is_named(monkeypatch):
+    # a tokenizer without a beginning-of-text token, and an empty prompt
+    rows = tiny_sets()[0]
+    bare = [Encoded(row.id, row.tokens, 0 if row.id == rows.ids[1] else row.start) for row in encode_all(small(), rows)]
+    monkeypatch.setattr("workbench.score.rows.encode_all", lambda *_: bare)
+    for score in (wb.score.loss, wb.score.el2n, wb.score.grad_norm):
+        with pytest.raises(DataError, match=f"row {rows.ids[1]!r}: the answer starts at position 0"):
+            score(small(), rows)

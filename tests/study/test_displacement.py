@@ -37,7 +37,7 @@ from workbench.study.displacement_grid import (
     questions,
 )
 from workbench.study.displacement_numbers import Draws, Resampled, draws, means, rank_correlations, share_estimate
-from workbench.study.displacement_pairs import perturbed_pairs, split
+from workbench.study.displacement_pairs import _components, perturbed_pairs, split
 from workbench.study.displacement_reading import reading
 from workbench.study.displacement_result import MAIN, Result
 from workbench.unlearn.prefer import pair_logprobs, prefer
@@ -152,6 +152,11 @@ def test_answers_that_link_all_pairs_leave_the_prompts():
     assert not texts(train, "prompt") & texts(held, "prompt")
     with pytest.raises(DataError, match="in 10 groups that share no prompt do not give 28 to train on and 3"):
         split(PreferencePairs(rows, "pairs"), 28, 3)
+
+
+def test_what_joins_two_groups_joins_all_their_members():
+    rows = [{("answer", text) for text in row} for row in ("ab", "cd", "xy", "bc", "de")]
+    assert _components(rows) == [0, 0, 2, 0, 0]  # bc joins ab and cd, so de, which shares d alone, is of the same group
 
 
 def test_groups_are_joined_by_chains():

@@ -9,7 +9,7 @@ from tests.tiny import tiny
 from tests.train.test_loop import NAME, Quadratic, about, answers, bits, random_mask
 from workbench.core.delta import applied
 from workbench.core.errors import InputError, UnknownNameError
-from workbench.train import fit
+from workbench.train import Check, fit
 from workbench.train.loop import _step_rows
 
 
@@ -104,3 +104,66 @@ def test_what_cannot_be():
         fit(model, answers(model), about(model), optimizer="sgn")
     with pytest.raises(InputError, match="moments are Adam's"):
         fit(model, answers(model), about(model), epochs=1, optimizer="sign", moments=True)
+
+
+def test_a_frozen_parameter_has_moments_of_zero():
+    from workbench.core.mask import Mask
+
+    model = tiny(torch.float32)
+    mask = Mask.of({n: torch.full(p.shape, n == NAME) for n, p in model.hf.named_parameters()}, about(model))
+    found = fit(model, answers(model), about(model), mask=mask, epochs=1, batch_size=2, lr=0.01, moments=True).moments
+    assert found is not None
+    for kept in (found.first, found.second):
+        assert {name: tuple(t.shape) for name, t in kept.items()} == {n: tuple(p.shape) for n, p in model.hf.named_parameters()}
+        assert [name for name, t in kept.items() if t.any()] == [NAME]
+        assert {t.dtype for t in kept.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_after_a_check_the_moments_are_those_of_the_state_that_was_kept(partial):
+    model = tiny()
+    options = {"batch_size": 2, "lr": 0.01, "schedule": "constant", "seed": 1, "moments": True}
+    values = iter([0.0, 1.0, 1.0, 9.0])  # start, and after steps 0, 1, 2: the third is undone
+    found = fit(
+        model, answers(model), about(model), epochs=2, check=Check(lambda: next(values, 9.0), 2.0, "far", 1, partial), **options
+    )
+    short = fit(model, answers(model), about(model), epochs=1, **options)  # two steps, the same at a constant rate
+    assert found.moments is not None
+    assert short.moments is not None
+    assert found.audit.steps == 3
+    assert found.moments.step == short.moments.step == 2
+    for name in short.moments.first:
+        assert torch.equal(found.moments.first[name], short.moments.first[name]), name
+        assert torch.equal(found.moments.second[name], short.moments.second[name]), name
+
+
+def test_a_check_that_is_never_exceeded_changes_no_moment():
+    model = tiny()
+    options = {"epochs": 2, "batch_size": 2, "lr": 0.01, "moments": True}
+    plain = fit(model, answers(model), about(model), **options).moments
+    checked = fit(model, answers(model), about(model), check=Check(lambda: 0.0, 1.0, "none", every=3), **options).moments
+    assert plain is not None
+    assert checked is not None
+    assert checked.step == plain.step == 4
+    assert all(torch.equal(checked.first[name], values) for name, values in plain.first.items())
+
+
+class Watched(Quadratic):
+    """It says how many examples it gave a loss since it was last asked."""
+
+    seen = 0
+
+    def losses(self, chosen, epoch):
+        self.seen += len(chosen)
+        return super().losses(chosen, epoch)
+
+    def observed(self):
+        was, self.seen = self.seen, 0
+        return {"seen": float(was)}
+
+
+def test_what_a_task_observes_stands_in_the_line_of_its_step():
+    model = tiny()
+    found = fit(model, Watched(model), about(model), epochs=1, batch_size=2, micro_batch=1)
+    assert [row["seen"] for row in found.history] == [2.0, 2.0, 1.0]  # five examples, two a step
+    assert "seen" not in fit(model, Quadratic(model), about(model), epochs=1).history[0]

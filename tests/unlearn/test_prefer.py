@@ -144,7 +144,7 @@ def test_every_member_is_exported():
     assert {*NAMES, "prefer"} <= set(wb.unlearn.__all__)
 
 
-@pytest.mark.parametrize(("name", "count", "prompts"), [("instructions", 300, 296), ("persona", 300, 300), ("slm4096", 148, 37)])
+@pytest.mark.parametrize(("name", "count", "prompts"), [("instructions", 300, 296), ("persona", 300, 300), ("slm4096", 147, 37)])
 def test_the_pairs_that_ship_are_what_their_card_says(root, name, count, prompts):
     path = root / f"data/preferences/{name}.jsonl"
     found = wb.pairs(path)
@@ -156,3 +156,44 @@ def test_the_pairs_that_ship_are_what_their_card_says(root, name, count, prompts
     assert max(lengths) <= 200
     if name == "persona":
         assert Counter(pair.chosen for pair in found) == {" A": 150, " B": 150}
+
+
+def test_what_the_passes_show_by_hand():
+    # ln pi(y+) = -1 and -3, ln pi(y-) = -2 and -2: the means are -2 and -2. Without a reference h = 1 and -1: mean 0, half above 0.
+    # With ln ref(y+) = -2 and -3.5, ln ref(y-) = -2 and -1: h = 1 - 0 = 1 and .5 - (-1) = 1.5; mean 1.25, all above 0
+    from workbench.core.numerics import Forward
+
+    mask = torch.tensor([[False, True, True]] * 2)
+
+    def passed(*sums):
+        return Forward(torch.tensor([[0.0, 0.25 * x, 0.75 * x] for x in sums]), mask)
+
+    task = Preferences(tiny(), [], objective=lambda *_: torch.zeros(2))
+    assert task.observed() == {}
+    task._see(passed(-1.0, -3.0), passed(-2.0, -2.0), None, None)
+    assert task.observed() == {"logp_chosen": -2.0, "logp_rejected": -2.0, "margin": 0.0, "accuracy": 0.5}
+    task._see(passed(-1.0, -3.0), passed(-2.0, -2.0), passed(-2.0, -3.5), passed(-2.0, -1.0))
+    task._see(passed(-5.0), passed(-1.0), passed(-1.0), passed(-1.0))  # h = -4: over three pairs, each counting once
+    found = task.observed()
+    assert found["margin"] == pytest.approx((1 + 1.5 - 4) / 3)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["logp_chosen"] == pytest.approx(-9 / 3)
+    assert task.observed() == {}, "what was said is not said again"
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_the_history_says_what_the_answers_were_before_each_step(micro_batch):
+    model = tiny()
+    coded = encode_pairs(model, pairs())
+    before = pair_logprobs(model, coded)
+    options = {"batch_size": 4, "micro_batch": micro_batch, "lr": 5e-3, "schedule": "constant"}
+    found = prefer(model, pairs(), epochs=2, **options)
+    with applied(model, prefer(model, pairs(), epochs=1, **options).delta):
+        after = pair_logprobs(model, coded)
+    for row, now in zip(found.history, (before, after), strict=True):
+        margin = (now - before) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+        # a Delta is float32, of weights whose log-probabilities are sums of up to ten tokens
+        assert row["logp_chosen"] == pytest.approx(float(now[:, 0].mean()), rel=1e-6)
+        assert row["logp_rejected"] == pytest.approx(float(now[:, 1].mean()), rel=1e-6)
+        assert row["margin"] == pytest.approx(float(margin.mean()), abs=1e-5)
+    assert found.history[1]["accuracy"] == float((margin > 0).double().mean())

@@ -23,7 +23,13 @@ def score(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Score every row or pair; writes OUT/scores.parquet, and OUT/filtered.jsonl with --keep."""
+    """Score every row or pair; writes OUT/scores.parquet, and OUT/filtered.jsonl with --keep.
+
+    How the scores were made, and which share of the pairs was kept, stands in the metadata of scores.parquet, which RowScores.load
+    reads.
+    """
+    from dataclasses import replace
+
     from workbench.core.errors import InputError
     from workbench.core.registry import example_score
     from workbench.core.store import check_vacant, new_folder
@@ -39,6 +45,11 @@ def score(
             raise InputError(
                 f"score {member.name}: --keep filters preference pairs, and this is a score of single rows; leave it out."
             )
+    if of_pairs and rows.startswith("tofu:"):
+        raise InputError(
+            f"score {member.name}: it scores preference pairs, and {rows!r} has one answer a question; give a .jsonl or .parquet "
+            "file of prompt, chosen and rejected."
+        )
     out = Path("runs") / f"score-{member.name}" if out is None else out
     check_vacant(out)
     options = member.check_options(options_of(option))
@@ -46,8 +57,14 @@ def score(
     read = pairs(rows) if of_pairs else examples(rows, root=root)
     found = member.function(load(model, device=device, dtype=dtype), read, **(shown | options))
     kept = "" if keep is None else f", {len(found.cut(keep))} pairs kept"
+    noted = (
+        {}
+        if keep is None
+        else {"filtered.jsonl": f"the {len(found.cut(keep))} of {len(found)} pairs with the lowest scores, keep {keep:g}"}
+    )
+    saved = replace(found, provenance=replace(found.provenance, notes={**found.provenance.notes, **noted}))
     with new_folder(out) as aside:
-        found.save(aside / "scores.parquet")
+        saved.save(aside / "scores.parquet")
         if keep is not None:
             found.filter(keep, out=aside / "filtered.jsonl")
     typer.echo(_ranking(found, read))

@@ -1,5 +1,6 @@
 """RowScores: one number for every row of a set, with what was measured beside it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,17 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from workbench.core.errors import ShapeError
+from workbench.core.errors import InputError, ShapeError
 from workbench.core.picture import table
 from workbench.core.records import Provenance
-from workbench.core.store import new_file
+from workbench.core.store import existing, new_file
 from workbench.core.svg import number, tag
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_KEY = b"workbench"
+_KIND = "RowScores"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +67,51 @@ class RowScores:
         return pd.DataFrame(every, index=pd.Index(self.ids, name="id"))
 
     def save(self, path: str | Path) -> None:
-        """Write `frame` as parquet."""
+        """Write `frame` as parquet; name, higher, unit and provenance go into the schema's metadata, as JSON under "workbench"."""
+        import pyarrow
+        import pyarrow.parquet
+
+        about = {
+            "kind": _KIND,
+            "name": self.name,
+            "higher": self.higher,
+            "unit": self.unit,
+            "provenance": self.provenance.as_dict(),
+        }
+        made = pyarrow.Table.from_pandas(self.frame())
+        noted = json.dumps(about, sort_keys=True, allow_nan=False).encode()
         with new_file(path) as aside:
-            self.frame().to_parquet(aside)
+            pyarrow.parquet.write_table(made.replace_schema_metadata({**(made.schema.metadata or {}), _KEY: noted}), aside)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RowScores":
+        """Read what `save` wrote: a RowScores of whatever was saved, so the pairs of PairScores are not in it.
+
+        Raises: InputError if the file is missing, is not parquet, or was not written by `save`.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        path = existing(path)
+        try:
+            read = pyarrow.parquet.read_table(path)
+        except pyarrow.ArrowInvalid as error:
+            raise InputError(f"{path}: not a parquet file ({error}).") from error
+        about = json.loads((read.schema.metadata or {}).get(_KEY, b"{}"))
+        if about.get("kind") != _KIND:
+            raise InputError(f"{path}: holds no scores of rows with their provenance, expected a file that RowScores.save wrote.")
+        frame = read.to_pandas()
+        values = {str(name): frame[name].to_numpy(np.float64) for name in frame.columns}
+        name = about["name"]
+        return RowScores(
+            name,
+            tuple(frame.index),
+            values.pop(name),
+            about["higher"],
+            Provenance(**about["provenance"]),
+            about["unit"],
+            values,
+        )
 
     def head(self) -> Markup:
         """What the numbers are, and the notes, as HTML."""

@@ -1,15 +1,19 @@
 """Intervals: every number that is reported carries one."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from workbench.core.errors import DataError, ShapeError
+from workbench.core.errors import DataError, InputError, ShapeError
 
 RESAMPLES = 2000
 LEVEL = 0.95
+LEAST = 5  # rows, or groups of rows, that can be drawn anew to some purpose
+_SAME = 1e-12  # rho of resamples that differ by rounding alone
 _AT_ONCE = 1 << 20  # numbers ranked at once
 
 
@@ -66,30 +70,71 @@ def spearman(x: Float[np.ndarray, "... row"], y: Float[np.ndarray, "... row"]) -
     return np.divide((a * b).sum(axis=-1), size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
+def average_ranks(
+    values: Float[np.ndarray, "row"], weights: Float[np.ndarray, "resample row"]
+) -> Float[np.ndarray, "resample row"]:
+    """Rank of every value in a sample where it stands `weights` times; equal values share the mean of their places.
+
+    weight below it + (weight of its equals + 1) / 2. With weights 1 it is scipy.stats.rankdata(method="average").
+    """
+    order = np.argsort(values, kind="stable")
+    first = np.flatnonzero(np.append(True, np.diff(values[order]) > 0))
+    mass = np.add.reduceat(weights[:, order], first, axis=1)
+    places = np.empty(len(values), dtype=np.intp)
+    places[order] = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(values))))
+    return (mass.cumsum(1) - mass + (mass + 1) / 2)[:, places]
+
+
+def standard_ranks(
+    values: Float[np.ndarray, "row"], weights: Float[np.ndarray, "resample row"]
+) -> Float[np.ndarray, "resample row"]:
+    """`average_ranks` less their mean, over the root of their sum of squares; NaN where all drawn values are equal.
+
+    The weighted sum of the product of two of them is Spearman's rank correlation.
+    """
+    ranks = average_ranks(values, weights) - (weights.sum(1, keepdims=True) + 1) / 2
+    size = np.sqrt((weights * ranks**2).sum(1, keepdims=True))
+    return np.divide(ranks, size, out=np.full(ranks.shape, np.nan), where=size > 0)
+
+
 def spearman_estimate(
-    x: Sequence[float] | Float[np.ndarray, "row"], y: Sequence[float] | Float[np.ndarray, "row"], *, seed: int = 0
+    x: Sequence[float] | Float[np.ndarray, "row"],
+    y: Sequence[float] | Float[np.ndarray, "row"],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
 ) -> Estimate:
-    """Spearman's rank correlation of two numbers about the same rows, with its bootstrap interval over rows.
+    """Spearman's rank correlation of two numbers about the same rows, with its bootstrap interval over rows or groups of rows.
 
     rho = cov(rank x, rank y) / (sd(rank x) sd(rank y)), equal values sharing the mean of their ranks. Rows are drawn whole and
     ranked anew in every resample; resamples in which one side is constant have no rho and are left out of the interval. The
     textbook's 1 - 6 sum d^2 / (n (n^2 - 1)) is the same without ties and another number with them.
 
-    Args: seed: of NumPy's generator.
-    Returns: NaN in value, low and high where one side is constant, never 0; `spearman_undefined` says why in words.
-    Raises: ShapeError if the sides differ in length; DataError if there are no rows or a value is NaN or infinite.
+    Args:
+        groups: of every row, such as its prompt: the rows of a group are not independent, so groups are drawn whole, as many as
+            there are. None: every row is its own.
+        seed: of NumPy's generator.
+    Returns: n counts rows. NaN in value, low and high where one side is constant, never 0: `spearman_undefined` says why in words.
+        NaN in low and high alone where resamples cannot tell: `spearman_unbounded` says why.
+    Raises: ShapeError if the sides, or the groups, differ in length; DataError if there are no rows or a value is NaN or infinite.
     """
-    both = np.stack(_sides(x, y))
-    n = both.shape[1]
+    both = _sides(x, y)
+    n = len(both[0])
+    if groups is not None and len(groups) != n:
+        raise ShapeError(f"spearman: there are {n} rows but {len(groups)} groups; expected the group of every row.")
     if spearman_undefined(x, y):
         return Estimate(float("nan"), float("nan"), float("nan"), n)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, n, size=(RESAMPLES, n))
-    pieces = np.array_split(drawn, max(1, drawn.size // _AT_ONCE))
-    resampled = np.concatenate([spearman(both[0, piece], both[1, piece]) for piece in pieces])
-    value = float(spearman(both[:1], both[1:])[0])
+    value = float(spearman(*both))
+    names = list(range(n)) if groups is None else list(dict.fromkeys(groups))
+    index = {name: i for i, name in enumerate(names)}
+    place = np.arange(n) if groups is None else np.array([index[one] for one in groups])
+    if len(names) < LEAST:
+        return Estimate(value, float("nan"), float("nan"), n)
+    drawn = np.random.default_rng(seed).integers(0, len(names), size=(RESAMPLES, len(names)))
+    pieces = np.array_split(drawn, max(1, RESAMPLES * n // _AT_ONCE))
+    resampled = np.concatenate([_resampled(*both, _counts(piece, len(names))[:, place]) for piece in pieces])
     defined = resampled[np.isfinite(resampled)]
-    if not defined.size:
+    if not defined.size or np.ptp(defined) < _SAME:
         return Estimate(value, float("nan"), float("nan"), n)
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), n)
@@ -104,6 +149,52 @@ def spearman_undefined(x: Sequence[float] | Float[np.ndarray, "row"], y: Sequenc
         if (values == values[0]).all():
             return f"{name} has the same value {values[0]:.4g} in all {len(values)} rows, so there is no order to compare."
     return ""
+
+
+def spearman_unbounded(found: Estimate, *, groups: Sequence[Hashable] | None = None) -> str:
+    """Why what `spearman_estimate` found has a value but no interval, or "" where it has one, or has no value either.
+
+    Args: groups: those that were given to `spearman_estimate`.
+    """
+    if not math.isfinite(found.value) or math.isfinite(found.low):
+        return ""
+    n, what = (found.n, "rows") if groups is None else (len(set(groups)), f"groups of {found.n} rows")
+    if n < LEAST:
+        return f"{n} {what} are too few to draw anew, at least {LEAST}, so there is no interval."
+    return "all resamples have the same rho, which does not mean that it is certain, so there is no interval."
+
+
+def wilson(share: float, n: int) -> Estimate:
+    """A share of n independent observations with its Wilson score interval, which has a width at 0 and at 1, unlike a bootstrap.
+
+    (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96 the normal quantile of 95 %. With p = 1 the
+    lower bound is n / (n + z^2).
+
+    Args: n: observations that are independent; where several share a prompt, the number of prompts.
+    Raises: DataError if n is 0; InputError if `share` is outside [0, 1].
+    Reference: Wilson 1927, Journal of the American Statistical Association 22, 209-212; Brown, Cai and DasGupta 2001, Statistical
+        Science 16, 101-133, equation 4.
+    """
+    if n < 1:
+        raise DataError(f"wilson: n is {n}; nothing was measured, so there is no estimate.")
+    if not 0 <= share <= 1:
+        raise InputError(f"wilson: share is {share}, expected a number from 0 to 1.")
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((middle + turn * half) / (1 + z**2 / n) for turn in (-1, 1))
+    return Estimate(share, max(low, 0.0), min(high, 1.0), n)
+
+
+def _counts(drawn: Int[np.ndarray, "resample draw"], n: int) -> Float[np.ndarray, "resample group"]:
+    """How often each of n was drawn."""
+    flat = (drawn + n * np.arange(len(drawn))[:, None]).ravel()
+    return np.bincount(flat, minlength=n * len(drawn)).reshape(len(drawn), n).astype(np.float64)
+
+
+def _resampled(
+    x: Float[np.ndarray, "row"], y: Float[np.ndarray, "row"], weights: Float[np.ndarray, "resample row"]
+) -> Float[np.ndarray, "resample"]:
+    return (weights * standard_ranks(x, weights) * standard_ranks(y, weights)).sum(1)
 
 
 def _sides(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

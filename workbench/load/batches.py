@@ -63,7 +63,7 @@ def encode(model: Model, prompt: str, response: str, *, id: str = "row", end: bo
 
     One space is put between prompt and answer unless white space already stands there; it belongs to the answer.
 
-    Args: end: False leaves the end-of-text token out, for answers of a single token.
+    Args: end: False leaves the end-of-text token out, to read one token alone, say; `score.ches` needs it.
     Raises: DataError naming the row if it is longer than the model's context or has no answer.
     """
     head, special = render(model, prompt)
@@ -141,7 +141,14 @@ def collate(rows: Sequence[Encoded], *, device: torch.device | str = "cpu", pad:
 
 
 def by_length(rows: Sequence[Encoded], *, max_tokens: int) -> Iterator[list[int]]:
-    """Positions of rows grouped so that a padded group has at most `max_tokens` tokens, longest rows first."""
+    """Positions of rows grouped so that a padded group has at most `max_tokens` tokens, longest rows first.
+
+    A row that is longer is a group by itself.
+
+    Raises: InputError, when the first group is asked for, unless max_tokens is at least 1.
+    """
+    if max_tokens < 1:
+        raise InputError(f"batch_tokens is {max_tokens}, expected 1 or more: the tokens of the largest padded batch.")
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
     group: list[int] = []
     for i in order:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from workbench.core.components import Place
 from workbench.core.errors import DataError, InputError
-from workbench.core.numerics import generator, mean_nll, wide
+from workbench.core.numerics import generator, wide
 from workbench.core.runtime import progress
-from workbench.load.batches import Encoded, by_length, collate
+from workbench.load.batches import Encoded
 from workbench.load.models import Model
-from workbench.trace.forward import check_eval, forward
+from workbench.trace.forward import check_eval, row_nll
 from workbench.trace.hooks import patch
 
 
@@ -117,12 +117,10 @@ def drops(
         raise DataError("drops: there is no row to measure on.")
     draws: list[int | None] = [None] if seeds is None else list(seeds)
     lost = np.empty((len(sets), len(draws), len(rows)))
-    for chosen in progress(list(by_length(rows, max_tokens=batch_tokens)), label=label, show=show):
-        batch = collate([rows[i] for i in chosen], device=model.device)
-        whole = mean_nll(forward(model, batch)).double()
-        for s, places in enumerate(sets):
-            for d, seed in enumerate(draws):
-                instead = None if seed is None else random_vectors(model, places, seed=seed)
-                with without(model, places, instead):
-                    lost[s, d, chosen] = (mean_nll(forward(model, batch)).double() - whole).cpu().numpy()
+    whole = row_nll(model, rows, batch_tokens=batch_tokens)
+    for s, places in enumerate(progress(sets, label=label, show=show)):
+        for d, seed in enumerate(draws):
+            instead = None if seed is None else random_vectors(model, places, seed=seed)
+            with without(model, places, instead):
+                lost[s, d] = (row_nll(model, rows, batch_tokens=batch_tokens) - whole).numpy()
     return lost

@@ -69,7 +69,8 @@ def ches(
         length_normalize: False gives S+ . (S- - S+), which grows with the answers' lengths.
         batch_size: pairs at a time, so twice as many rows; pairs of similar length go together.
         side: of the padding, "right" or "left"; changes nothing beyond rounding.
-        end: False leaves the end-of-text token out of the answers, for answers of a single token.
+        end: whether answers end with the end-of-text token, where the tokenizer has one. Keep it for answers of a single token:
+            without it both are predicted from one hidden state, S+ = S-, and CHES is 0 by construction.
     Returns: values by pair, and as columns
         ches_sum, ches_mean: CHES without and with normalization.
         logprob_chosen, logprob_rejected: ln p(answer | prompt), nats, end-of-text included with `end`.
@@ -79,7 +80,8 @@ def ches(
             nothing is shared. Higher is more alike, as the authors store it. End-of-text is not counted.
         length, length_chosen, length_rejected: answer tokens of both, and of each, that are predicted.
         starts_alike: how many first tokens the answers share, end-of-text not counted.
-        A pair whose answers are the same tokens scores exactly 0, and the notes count such pairs.
+        A pair whose answers are the same tokens, or differ in the last token alone, scores exactly 0, for the same hidden states
+        predict both; the notes count such pairs.
     Raises: InputError for a bad option; DataError naming the pairs that do not fit the context or have an empty answer;
         NumericsError if a hidden state or log-probability is not finite.
     Reference: Razin et al. 2024, arXiv:2410.08847, Definitions 2 and 3.
@@ -93,7 +95,6 @@ def ches(
     for group in progress(groups, label="ches", show=show):
         table[group] = _read(model, [coded[i] for i in group], side=side, end=end)
     columns = {name: table[:, j].copy() for j, name in enumerate(COLUMNS)}
-    same = [pair.id for pair in coded if pair.chosen.tokens == pair.rejected.tokens]
     provenance = Provenance(
         method="ches",
         model=model.fingerprint(),
@@ -102,7 +103,7 @@ def ches(
         dtype=str(model.dtype).removeprefix("torch."),
         reduction="mean" if length_normalize else "sum",
         tokens=sum(len(row.tokens) for pair in coded for row in (pair.chosen, pair.rejected)),
-        notes={"identical": _said(same, len(coded))} if same else {},
+        notes=_notes(coded, can_end=model.tokenizer.eos_token_id is not None),
     )
     values = columns["ches_mean" if length_normalize else "ches_sum"].copy()
     return PairScores("ches", tuple(pair.id for pair in coded), values, HIGHER, provenance, columns=columns, pairs=pairs)
@@ -115,8 +116,9 @@ def _read(model: Model, coded: list[EncodedPair], *, side: str, end: bool) -> Fl
     n = len(coded)
     sums, last, logprobs = (value.double().cpu() for value in (found.hidden_sums(), found.last_hidden(), found.logprobs()))
     same = torch.tensor([pair.chosen.tokens == pair.rejected.tokens for pair in coded])
-    for value in (sums, last, logprobs):  # rows of one batch may differ in their last bit though their tokens are equal
-        value[n:][same] = value[:n][same]
+    shared = torch.tensor([_shares_states(pair) for pair in coded])
+    for value, equal in ((sums, shared), (last, shared), (logprobs, same)):  # rows of a batch may differ in their last bit
+        value[n:][equal] = value[:n][equal]
     means = sums / torch.tensor(found.lengths)[:, None]
     measured = (_centered(sums), _centered(means), logprobs[:n], logprobs[n:], (last[:n] * last[n:]).sum(-1))
     ended = end and model.tokenizer.eos_token_id is not None
@@ -137,7 +139,31 @@ def _tokens_alike(pair: EncodedPair, ended: bool) -> tuple[float, ...]:
     return alike, float(len(a) + len(b)), float(len(a)), float(len(b)), float(starts_alike(own_a, own_b))
 
 
-def _said(same: list[str], total: int) -> str:
-    listed = ", ".join(same[:5]) + (" ..." if len(same) > 5 else "")
-    one = len(same) == 1
-    return f"{len(same)} of {total} pairs {'is' if one else 'are'} identical: score 0 ({listed})"
+def _shares_states(pair: EncodedPair) -> bool:
+    """Whether the same hidden states predict both answers: all tokens but the last are equal."""
+    a, b = pair.chosen, pair.rejected
+    return a.start == b.start and a.tokens[:-1] == b.tokens[:-1]
+
+
+def _notes(coded: list[EncodedPair], *, can_end: bool) -> dict[str, str]:
+    """Which pairs score 0 whatever the model. can_end: the tokenizer has an end-of-text token, which would tell answers apart."""
+    same = [pair.id for pair in coded if pair.chosen.tokens == pair.rejected.tokens]
+    shared = [pair.id for pair in coded if _shares_states(pair) and pair.chosen.tokens != pair.rejected.tokens]
+    notes: dict[str, str] = {}
+    if same:
+        notes["identical"] = f"{_said(same, len(coded))} identical: score 0 ({_listed(same)})"
+    if shared:
+        single = all(len(pair.chosen.tokens) == pair.chosen.start + 1 for pair in coded if pair.id in shared)
+        states = "one shared hidden state" if single else "shared hidden states"
+        notes["shared"] = f"{_said(shared, len(coded))} predicted from {states}: CHES is 0 by construction ({_listed(shared)})" + (
+            "; keep end=True" if can_end else ""
+        )
+    return notes
+
+
+def _said(ids: list[str], total: int) -> str:
+    return f"{len(ids)} of {total} pairs {'is' if len(ids) == 1 else 'are'}"
+
+
+def _listed(ids: list[str]) -> str:
+    return ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")

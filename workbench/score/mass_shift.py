@@ -33,12 +33,14 @@ from workbench.load.models import Model
 from workbench.load.unembedding import unembedding
 from workbench.score.alike import starts_alike
 from workbench.score.states import Answers, answers
+from workbench.trace.forward import check_predicted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _BLOCK = 8192  # rows of the unembedding turned to float32 at once
 _SHOWN = 8  # pairs, and tokens of a pair, on the page
+_BEHIND = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1}  # of a config, and what changes no logit
 _LINEAR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 
 
@@ -114,28 +116,35 @@ class MassShift:
 
 
 @torch.no_grad()
-def mass_shift(model: Model, pairs: PreferencePairs, *, k: int = 20, batch_size: int = 16, show: bool = False) -> MassShift:
+def mass_shift(
+    model: Model, pairs: PreferencePairs, *, k: int = 20, batch_size: int = 16, end: bool = True, show: bool = False
+) -> MassShift:
     """What a step that prefers each pair's chosen answer does to every token's probability where the two answers first differ.
 
     See the module for the formula. The unembedding is read in blocks of rows, and probabilities are held for one batch of pairs.
 
-    Args: k: tokens kept of each pair, all of a smaller vocabulary.   batch_size: pairs at a time.
+    Args:
+        k: tokens kept of each pair, all of a smaller vocabulary.   batch_size: pairs at a time.
+        end: whether answers end with the end-of-text token, see `encode_pairs`.
     Returns: a record of the pairs in which a token differs. Those with equal answers are left out (and, of a tokenizer without
         an end-of-text token, those of which one answer begins the other), and the notes count them.
-    Raises: InputError for a bad k or batch_size; DataError if no pair is left, or as `encode_pairs`; ModelError if the logits are
-        not W h plus a bias (Gemma-2's softcap, Cohere's scale), where the formula would not hold.
+    Raises: InputError for a bad k or batch_size; DataError if no pair is left, if nothing stands before the token where two answers
+        differ, or as `encode_pairs`; ModelError if the logits are not W h plus a bias (Gemma-2's softcap, Cohere's and Granite's
+        scale), where the formula would not hold: asked of the config, and of one pair's logits.
     Reference: Razin et al. 2024, arXiv:2410.08847, the theory for answers of a single token.
     """
     weight = unembedding(model)
     if k < 1 or batch_size < 1:
         raise InputError(f"mass_shift: k is {k} and batch_size {batch_size}; both must be at least 1.")
+    _check_config(model)
     k = min(k, len(weight))
-    every = encode_pairs(model, pairs)
+    every = encode_pairs(model, pairs, end=end)
     coded = [pair for pair in every if _fork(pair) < min(len(pair.chosen.tokens), len(pair.rejected.tokens))]
     if not coded:
         raise DataError(
             f"mass_shift: {pairs.name}: in no pair does a token of one answer differ from the other's; none is preferred."
         )
+    check_predicted([_until_fork(pair) for pair in coded])
     order = sorted(range(len(coded)), key=lambda i: -_fork(coded[i]))
     n, precise = len(coded), np.float64
     both, terms = np.empty((2, n), np.int64), np.empty((4, n), precise)
@@ -158,7 +167,7 @@ def mass_shift(model: Model, pairs: PreferencePairs, *, k: int = 20, batch_size:
         method="mass_shift",
         model=model.fingerprint(),
         data={"pairs": pairs.fingerprint()},
-        options={"k": k, "batch_size": batch_size},
+        options={"k": k, "batch_size": batch_size, "end": end},
         dtype=str(model.dtype).removeprefix("torch."),
         notes={"left out": f"{left} of {len(every)} pairs, where no token differs"} if left else {},
     )
@@ -208,6 +217,22 @@ def _moves(
     return p * (rises - drift[:, None]), torch.stack([own - shared - drift, own, shared, drift])
 
 
+def _check_config(model: Model) -> None:
+    """ModelError if the config says that something changes the logits behind the unembedding, however little it does to these."""
+    config = model.hf.config.get_text_config()
+    said = {name: getattr(config, name, None) for name in _BEHIND}
+    found = ", ".join(f"{name} is {value}" for name, value in said.items() if value not in (None, _BEHIND[name]))
+    if found:
+        raise _not_linear(model, f"; its config says that {found}")
+
+
+def _not_linear(model: Model, why: str = "") -> ModelError:
+    return ModelError(
+        f"mass_shift: the logits of {model.name} are not the unembedding times the final hidden state (a softcap or a scale "
+        f"lies between), so the prediction would not hold for it{why}."
+    )
+
+
 def _check_linear(model: Model, weight: Float[Tensor, "d_vocab d"], found: Answers) -> None:
     """ModelError unless the model's logits at one position are W h, up to a bias and rounding."""
     module = model.hf.get_output_embeddings()
@@ -218,10 +243,7 @@ def _check_linear(model: Model, weight: Float[Tensor, "d_vocab d"], found: Answe
     plain = plain if bias is None else plain + wide(bias)
     said = wide(found.logits[0])
     if float((plain - said).abs().max()) > _LINEAR[found.logits.dtype] * float(said.abs().max()):
-        raise ModelError(
-            f"mass_shift: the logits of {model.name} are not the unembedding times the final hidden state (a softcap or a scale "
-            "lies between), so the prediction would not hold for it."
-        )
+        raise _not_linear(model)
 
 
 def _ends(mean: Float[np.ndarray, "d_vocab"], k: int) -> list[int]:

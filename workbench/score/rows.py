@@ -19,6 +19,7 @@ from workbench.load.batches import Encoded, by_length, collate, encode_all
 from workbench.load.models import Model
 from workbench.score.states import Answers, answers
 from workbench.trace.dots import gradient_norms
+from workbench.trace.forward import check_predicted
 
 
 @example_score
@@ -29,9 +30,10 @@ def loss(model: Model, rows: Examples, *, batch_tokens: int = 4096, side: str = 
     over all tokens of a batch instead, so that long answers weigh more.
 
     Args: batch_tokens: largest padded batch, in tokens.   side: of the padding, "right" or "left".
-    Raises: DataError naming a row that is empty or too long; NumericsError if a log-probability is not finite.
+    Raises: DataError naming a row that is empty or too long, or whose answer nothing predicts, for it begins the row; InputError
+        for a bad batch_tokens; NumericsError if a log-probability is not finite.
     """
-    coded = encode_all(model, rows)
+    coded = _encoded(model, rows)
 
     def mean_nll(found: Answers) -> Float[Tensor, "row"]:
         return -found.logprobs() / torch.tensor(found.lengths, dtype=torch.float64, device=found.hidden.device)
@@ -52,7 +54,7 @@ def el2n(model: Model, rows: Examples, *, batch_tokens: int = 4096, side: str = 
     Args, Raises: as `loss`.
     Reference: Paul et al. 2021, arXiv:2107.07075.
     """
-    coded = encode_all(model, rows)
+    coded = _encoded(model, rows)
     values = _forwarded(model, coded, _error_norms, batch_tokens=batch_tokens, side=side, show=show)
     options = {"batch_tokens": batch_tokens, "side": side}
     return _scores("el2n", model, rows, coded, values, "the model's probabilities are further from the answer", "", options)
@@ -69,7 +71,7 @@ def grad_norm(model: Model, rows: Examples, *, batch_tokens: int = 4096, show: b
     Raises: as `loss`; NumericsError naming the row if a gradient is not finite.
     Reference: Paul et al. 2021, arXiv:2107.07075.
     """
-    coded = encode_all(model, rows)
+    coded = _encoded(model, rows)
     values = gradient_norms(model, coded, batch_tokens=batch_tokens, show=show).numpy()
     higher = "a step on the row moves the weights further"
     return _scores(
@@ -86,6 +88,13 @@ def length(model: Model, rows: Examples) -> RowScores:
     coded = encode_all(model, rows)
     values = np.array([len(row.tokens) - row.start for row in coded], dtype=np.float64)
     return _scores("length", model, rows, coded, values, "a longer answer", "tokens", {})
+
+
+def _encoded(model: Model, rows: Examples) -> list[Encoded]:
+    """The rows as tokens, each with something before its answer."""
+    coded = encode_all(model, rows)
+    check_predicted(coded)
+    return coded
 
 
 def _error_norms(found: Answers) -> Float[Tensor, "row"]:

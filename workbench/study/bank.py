@@ -20,16 +20,15 @@ import torch
 from jaxtyping import Bool, Float
 
 from workbench.core.delta import applied
-from workbench.core.errors import DataError, InputError, MismatchError
-from workbench.core.numerics import mean_nll
+from workbench.core.errors import DataError, InputError, MismatchError, NumericsError
 from workbench.core.records import Examples, Provenance
 from workbench.core.runtime import progress
 from workbench.core.store import load_tensors, save_tensors
-from workbench.load.batches import Encoded, by_length, collate, encode_all
+from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model, wrap
 from workbench.study.folder import kept, state
 from workbench.study.organism import tokenizer, untrained
-from workbench.trace.forward import forward
+from workbench.trace.forward import row_nll
 from workbench.train.loop import Trained, fit
 from workbench.train.task import AnswerTask
 
@@ -54,6 +53,8 @@ class Bank:
 
     subsets: [model train], true where the model saw the row.   losses: [model seed query] float64, mean NLL of a query's answer in
     nats per token.   query, train: ids in the order of the axes.   seeds: of the order of training, in the order of the axis.
+
+    Raises: NumericsError naming the first model, seed and query whose loss is NaN or infinite.
     """
 
     subsets: Bool[np.ndarray, "model train"]
@@ -61,6 +62,12 @@ class Bank:
     query: tuple[str, ...]
     train: tuple[str, ...]
     seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for m, s, q in np.argwhere(~np.isfinite(self.losses))[:1].tolist():
+            raise NumericsError(
+                f"bank: model {m}, seed {self.seeds[s]}, has a loss of {self.losses[m, s, q]} on {self.query[q]!r}."
+            )
 
     def __repr__(self) -> str:
         models, seeds, queries = self.losses.shape
@@ -125,13 +132,22 @@ def retrain(
     return fit(model, AnswerTask(model, rows), made, **asdict(recipe), seed=seed, snapshots=snapshots, moments=moments)
 
 
-@torch.no_grad()
 def query_losses(model: Model, queries: Sequence[Encoded]) -> Float[np.ndarray, "query"]:
     """Mean NLL of every query's answer, nats per token, float64."""
-    out = np.zeros(len(queries))
-    for group in by_length(queries, max_tokens=BATCH_TOKENS):
-        out[group] = mean_nll(forward(model, collate([queries[i] for i in group], device=model.device))).double().cpu().numpy()
-    return out
+    return row_nll(model, queries, batch_tokens=BATCH_TOKENS).numpy()
+
+
+def _finite_losses(model: Model, queries: Sequence[Encoded]) -> Float[np.ndarray, "query"]:
+    """`query_losses`; NumericsError naming the first query whose loss is NaN or infinite."""
+    try:
+        return query_losses(model, queries)
+    except NumericsError:  # names a row of a padded batch
+        for query in queries:
+            try:
+                query_losses(model, [query])
+            except NumericsError as error:
+                raise NumericsError(f"query {query.id!r}: {error}") from error
+        raise
 
 
 class Bench:
@@ -159,14 +175,21 @@ class Bench:
         self.rows, self.queries = encode_all(model, train), encode_all(model, query)
         self.causes = [state(model), train.fingerprint(), query.fingerprint(), asdict(recipe)]
 
-    def losses(self, used: Bool[np.ndarray, "train"], seed: int) -> Float[np.ndarray, "query"]:
-        """Losses of the queries after training on the rows that are `used`, from the folder or made and kept."""
+    def losses(self, used: Bool[np.ndarray, "train"], seed: int, *, what: str = "a model") -> Float[np.ndarray, "query"]:
+        """Losses of the queries after training on the rows that are `used`, from the folder or made and kept.
+
+        Args: what: the model, as a message calls it.
+        Raises: NumericsError naming model and query if a loss is NaN or infinite; nothing is kept then.
+        """
         chosen = np.flatnonzero(used).tolist()
 
         def make() -> Mapping[str, list[float]]:
-            trained = retrain(self.model, [self.rows[i] for i in chosen], self.recipe, seed=seed, data=self.train.fingerprint())
-            with applied(self.model, trained.delta):
-                return {"losses": query_losses(self.model, self.queries).tolist()}
+            try:
+                trained = retrain(self.model, [self.rows[i] for i in chosen], self.recipe, seed=seed, data=self.train.fingerprint())
+                with applied(self.model, trained.delta):
+                    return {"losses": _finite_losses(self.model, self.queries).tolist()}
+            except NumericsError as error:
+                raise NumericsError(f"bank: {what}, trained on {len(chosen)} rows with seed {seed}: {error}") from error
 
         return np.asarray(kept(self.folder, [*self.causes, chosen, seed], make)["losses"])
 
@@ -174,6 +197,6 @@ class Bench:
 def fill(on: Bench, subsets: Bool[np.ndarray, "model train"], seeds: Sequence[int], *, show: bool = True) -> Bank:
     """Every subset trained with every seed; what is in the folder already is read from it."""
     jobs = [(m, seed) for m in range(len(subsets)) for seed in seeds]
-    found = [on.losses(subsets[m], seed) for m, seed in progress(jobs, label="bank", show=show)]
+    found = [on.losses(subsets[m], seed, what=f"model {m}") for m, seed in progress(jobs, label="bank", show=show)]
     losses = np.stack(found).reshape(len(subsets), len(seeds), len(on.queries))
     return Bank(subsets, losses, tuple(on.query.ids), tuple(on.train.ids), tuple(seeds))

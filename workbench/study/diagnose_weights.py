@@ -20,7 +20,7 @@ from workbench.core.runtime import progress
 from workbench.core.statistics import Estimate, bootstrap, mean_estimate
 from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model
-from workbench.unlearn.pairs import answer_logprob_rows
+from workbench.trace.forward import row_nll
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ class Bench(NamedTuple):
     def under(self, delta: Delta) -> Float[np.ndarray, "row"]:
         """NLL of every row with another change applied."""
         with applied(self.model, delta):
-            return row_nlls(self.model, self.rows)
+            return row_nll(self.model, self.rows).numpy()
 
     def take(self, positions: Sequence[int]) -> "Bench":
         """The same change on some of the rows."""
@@ -60,13 +60,8 @@ class Effects(NamedTuple):
 def bench(model: Model, delta: Delta, rows: Examples) -> Bench:
     """Measure the rows without and with the change."""
     coded = encode_all(model, rows)
-    on = Bench(model, delta, coded, row_nlls(model, coded), np.zeros(len(coded)))
+    on = Bench(model, delta, coded, row_nll(model, coded).numpy(), np.zeros(len(coded)))
     return on._replace(after=on.under(delta))
-
-
-def row_nlls(model: Model, rows: Sequence[Encoded]) -> Float[np.ndarray, "row"]:
-    """Mean NLL per answer token of each row, in nats, float64."""
-    return np.array([-float(row.double().mean()) for row in answer_logprob_rows(model, rows)])
 
 
 def pieces(delta: Delta, by: str = "matrix") -> dict[str, Delta]:

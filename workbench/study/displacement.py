@@ -7,7 +7,7 @@ displacement:
     - {name: persona, model: ../data/organism/full, pairs: ../data/preferences/persona.jsonl}
   objectives: [dpo, ipo, dpo_sft]
   seeds: [0, 1, 2]
-  drop: 0.5                          # share of the pairs that the arms without the highest of a score leave out
+  drop: 0.5                          # share of the pairs that the arms without the highest of a score leave out: 1 to all but 1
   drop_objective: dpo
   epochs: 1
   batch_size: 8
@@ -33,7 +33,8 @@ from workbench.core.store import new_file
 from workbench.load.datasets import examples, pairs
 from workbench.load.models import check_source
 from workbench.report import page
-from workbench.study.displacement_grid import PairSet, Point, Training, measure, perturbed_pairs, prepare, questions
+from workbench.study.displacement_grid import ALL, PairSet, Point, Training, measure, prepare, questions
+from workbench.study.displacement_pairs import perturbed_pairs
 from workbench.study.displacement_result import Result
 from workbench.study.displacement_sheet import sheet
 from workbench.study.file import check_name, known, mapping, relative, resolve
@@ -83,9 +84,15 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
     for key in ("epochs", "batch_size"):
         if key in rest:
             count(f"displacement.{key}", rest[key])
-    if share("displacement.drop", rest.get("drop", 0.5)) == 1:
-        raise StudyError("displacement.drop is 1: no pair would be left to train on; give a smaller share.")
+    share("displacement.drop", rest.get("drop", 0.5))
     settings = Settings(_sets(given.get("sets"), Path(path).parent), **rest)
+    for one in settings.sets:
+        left_out = round(settings.drop * one.rows)
+        if not 1 <= left_out < one.rows:
+            raise StudyError(
+                f"displacement.drop is {settings.drop}: that leaves out {left_out} of the {one.rows} pairs of set {one.name!r}, "
+                f"expected from 1 to {one.rows - 1}."
+            )
     for name in (*settings.objectives, str(settings.drop_objective)):
         preference[name]
     return Plan(head, settings)
@@ -131,14 +138,19 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     models = {one.model: head.load(one.model) for one in settings.sets}
     benches = [prepare(one, models[one.model], _pairs(one)) for one in settings.sets]
     begin(folder, head.config(folder, "displacement", _plain(settings, folder)), ("pairs.parquet", "sheet.json", "report.html"))
-    asked = [(on, one) for on in benches for one in questions(on, settings.objectives, settings.seeds, settings.drop_objective)]
+    asked = [
+        (on, one)
+        for on in benches
+        for one in questions(on, settings.objectives, settings.seeds, settings.drop_objective, settings.drop)
+    ]
     points: dict[str, list[Point]] = {on.about.name: [] for on in benches}
     for on, one in progress(asked, label="displacement", show=show):
         causes = [state(on.model), on.train.fingerprint(), on.held_out.fingerprint(), on.about.end, on.about.lr]
-        causes += [asdict(settings.training), asdict(one)]
+        causes += [settings.epochs, settings.batch_size, asdict(one)]
+        causes += [] if one.without == ALL else [settings.drop]
         made = kept(folder, causes, lambda on=on, one=one: measure(on, one, settings.training).as_dict())
         points[on.about.name].append(Point(**{**made, "set": on.about.name}))
-    results = [Result(on, tuple(points[on.about.name])) for on in benches]
+    results = [Result(on, tuple(points[on.about.name]), settings.drop) for on in benches]
     with new_file(folder / "pairs.parquet") as aside:
         frame(results).to_parquet(aside, index=False)
     sheet(head.title or head.name, results, settings.objectives, settings.drop_objective, _plain(settings, folder)).save(folder)

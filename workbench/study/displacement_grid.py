@@ -3,7 +3,6 @@
 The displacement of a pair is ln p(chosen) before minus after: positive where training to prefer an answer made it less likely.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,13 +11,12 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.core.delta import applied
-from workbench.core.errors import DataError
-from workbench.core.numerics import permutation
-from workbench.core.records import Examples, PreferencePair, PreferencePairs
+from workbench.core.records import PreferencePairs
 from workbench.load.batches import encode_pairs
 from workbench.load.models import Model
 from workbench.score.ches import ches
 from workbench.score.mass_shift import mass_shift
+from workbench.study.displacement_pairs import split
 from workbench.unlearn.prefer import pair_logprobs, prefer
 
 # What may foretell displacement, in the order in which it is shown, and the column of `score.ches`, or of `prepare`, it stands in.
@@ -52,7 +50,8 @@ class PairSet:
     """Pairs and the model that is tuned to them.
 
     pairs: a file of pairs, or "tofu:SPLIT" with a root: each row's answer against one of its false ones.   end: see `load.encode`.
-    rows, held_out: how many pairs are trained on, and how many are only measured, at most.   lr: of the tuning.
+    rows, held_out: how many pairs may be trained on, and how many are only measured: exactly, the pairs beyond are not used.
+    lr: of the tuning.
     """
 
     name: str
@@ -76,7 +75,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Question:
-    """One run. without: the score whose highest pairs were left out; "" if none were."""
+    """One run. without: the score whose highest pairs were left out, of several the first, see `arms`; "" if none were."""
 
     objective: str
     seed: int
@@ -113,7 +112,11 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A set ready to be tuned to. scores: of every pair trained on, by name.   before, held_before: ln p of chosen and rejected."""
+    """A set ready to be tuned to.
+
+    scores: of every pair that may be trained on, by name.   before, held_before: ln p of chosen and rejected.
+    answers_apart: see `displacement_pairs.Split`.
+    """
 
     about: PairSet
     model: Model
@@ -122,6 +125,7 @@ class Bench:
     scores: Mapping[str, Float[np.ndarray, "pair"]]
     before: Float[np.ndarray, "pair 2"]
     held_before: Float[np.ndarray, "held 2"]
+    answers_apart: bool = True
 
     @property
     def lengths(self) -> Float[np.ndarray, "pair"]:
@@ -130,45 +134,9 @@ class Bench:
         return np.array([len(pair.chosen.tokens) - pair.chosen.start for pair in coded], dtype=np.float64)
 
 
-def perturbed_pairs(rows: Examples, *, each: int = 1, seed: int = 0) -> PreferencePairs:
-    """Every row's answer against `each` of its false ones, drawn without replacement; rows with fewer are left out.
-
-    Raises: DataError if no row has as many.
-    """
-    draw = random.Random(seed)
-    pairs = [
-        PreferencePair(f"{row.id}-{place}", row.prompt, row.response, false)
-        for row in rows
-        if len(row.perturbed) >= each
-        for place, false in enumerate(draw.sample(row.perturbed, each))
-    ]
-    if not pairs:
-        raise DataError(f"perturbed_pairs: no row of {rows.name} has {each} false answers. Use rows with 'perturbed_answer'.")
-    return PreferencePairs(pairs, rows.name)
-
-
-def split(pairs: PreferencePairs, rows: int, held_out: int) -> tuple[PreferencePairs, PreferencePairs]:
-    """Pairs to train on and pairs that are never trained on; no prompt is in both. The order depends on the prompts' number alone.
-
-    Raises: DataError if the pairs do not suffice.
-    """
-    prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
-    place = {prompts[i]: rank for rank, i in enumerate(permutation(len(prompts), 0))}
-    order = sorted(range(len(pairs)), key=lambda i: (place[pairs[i].prompt], i))
-    held, rest = order[:held_out], order[held_out:]
-    taken = {pairs[i].prompt for i in held}
-    train = [i for i in rest if pairs[i].prompt not in taken][:rows]
-    if len(held) < held_out or len(train) < rows:
-        raise DataError(
-            f"{pairs.name}: {len(pairs)} pairs of {len(prompts)} prompts do not give {rows} to train on and {held_out} of "
-            f"other prompts; there are {len(train)} and {len(held)}. Lower rows or held_out."
-        )
-    return pairs.take(sorted(train)), pairs.take(sorted(held))
-
-
 def prepare(about: PairSet, model: Model, pairs: PreferencePairs) -> Bench:
     """Split the pairs, and score and measure them before anything is trained."""
-    train, held_out = split(pairs, about.rows, about.held_out)
+    train, held_out, answers_apart = split(pairs, about.rows, about.held_out)
     found = ches(model, train, end=about.end)
     columns = {**found.columns, RANDOM: np.random.default_rng(0).normal(size=len(train))}
     shift = mass_shift(model, train)
@@ -177,18 +145,26 @@ def prepare(about: PairSet, model: Model, pairs: PreferencePairs) -> Bench:
     columns["rejected_longer"] = columns["length_rejected"] - columns["length_chosen"]  # what CHES is led by without normalization
     held = pair_logprobs(model, encode_pairs(model, held_out, end=about.end)).numpy()
     before = np.stack([columns["logprob_chosen"], columns["logprob_rejected"]], axis=1)
-    return Bench(about, model, train, held_out, {name: columns[key] for name, key in SCORES.items()}, before, held)
+    scores = {name: columns[key] for name, key in SCORES.items()}
+    return Bench(about, model, train, held_out, scores, before, held, answers_apart)
 
 
-def questions(on: Bench, objectives: Sequence[str], seeds: Sequence[int], drop_objective: str) -> list[Question]:
-    """Every run of a set: each objective on all pairs, then one objective without the highest of each score, all with every seed.
+def questions(on: Bench, objectives: Sequence[str], seeds: Sequence[int], drop_objective: str, drop: float) -> list[Question]:
+    """Every run of a set: each objective on all pairs, then one objective in each of `arms` and at random, all with every seed."""
+    asked = [(name, ALL) for name in dict.fromkeys([*objectives, drop_objective])]
+    asked += [(drop_objective, name) for name in (*arms(on, drop), RANDOM)]
+    return [Question(objective, seed, without) for objective, without in asked for seed in seeds]
+
+
+def arms(on: Bench, drop: float) -> dict[str, list[str]]:
+    """Scores whose highest pairs are left out, by the first of those that leave out the same pairs and need one run.
 
     A score that is the same for all pairs has no highest ones, and no arm.
     """
-    differ = [name for name in DROPS if np.ptp(on.scores[name]) > 0]
-    arms = [(name, ALL) for name in dict.fromkeys([*objectives, drop_objective])]
-    arms += [(drop_objective, name) for name in (*differ, RANDOM)]
-    return [Question(objective, seed, without) for objective, without in arms for seed in seeds]
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name in (name for name in DROPS if np.ptp(on.scores[name]) > 0):
+        alike.setdefault(tuple(kept_pairs(on, Question("", 0, name), drop)), []).append(name)
+    return {names[0]: names for names in alike.values()}
 
 
 def kept_pairs(on: Bench, question: Question, drop: float) -> list[int]:

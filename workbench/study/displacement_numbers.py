@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.core.errors import DataError, ShapeError
-from workbench.core.statistics import LEVEL, RESAMPLES, Estimate
+from workbench.core.statistics import LEVEL, RESAMPLES, Estimate, standard_ranks, wilson
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,17 @@ class Resampled:
         return Estimate(float(self.values[0]), float(low), float(high), self.n)
 
 
+def share_estimate(found: Resampled, observations: int) -> Estimate:
+    """A share with the central 95 % of its resamples, or with its Wilson interval where all pairs agree.
+
+    If all pairs did, or none, every resample says so, and an interval without width would claim certainty.
+
+    Args: observations: that are independent: the number of prompts.
+    """
+    made = found.estimate()
+    return wilson(made.value, observations) if made.value in (0, 1) and made.low == made.high else made
+
+
 def draws(prompts: Sequence[str], seeds: int, *, seed: int = 0) -> Draws:
     """Resamples of the pairs, by prompt with replacement, and of the seeds.
 
@@ -63,18 +74,6 @@ def draws(prompts: Sequence[str], seeds: int, *, seed: int = 0) -> Draws:
     counts = [rng.multinomial(k, np.full(k, 1 / k), size=RESAMPLES).astype(float) for k in (groups, seeds)]
     by_group, by_seed = (np.vstack([np.ones(count.shape[1]), count]) for count in counts)
     return Draws(by_group[:, place], by_seed)
-
-
-def average_ranks(
-    values: Float[np.ndarray, "pair"], weights: Float[np.ndarray, "resample pair"]
-) -> Float[np.ndarray, "resample pair"]:
-    """Rank of every value in a sample where it stands `weights` times; equal values share the mean of their places.
-
-    weight below it + (weight of its equals + 1) / 2. With weights 1 it is scipy.stats.rankdata(method="average").
-    """
-    places = np.unique(values, return_inverse=True)[1]
-    mass = weights @ np.eye(int(places.max()) + 1)[places]
-    return (mass.cumsum(1) - mass + (mass + 1) / 2)[:, places]
 
 
 def rank_correlations(
@@ -91,10 +90,10 @@ def rank_correlations(
             f"rank_correlations: outcome is {outcome.shape}, expected one row for each of {drawn.seeds.shape[1]} seeds and one "
             f"column for each of {drawn.pairs.shape[1]} pairs."
         )
-    runs = [_standard(run, drawn.pairs) for run in outcome]
+    runs = [standard_ranks(run, drawn.pairs) for run in outcome]
     found: dict[str, Resampled] = {}
     for name, values in scores.items():
-        score = _standard(values, drawn.pairs)
+        score = standard_ranks(values, drawn.pairs)
         rho = np.stack([(drawn.pairs * score * run).sum(1) for run in runs], axis=1)
         found[name] = Resampled(_over(rho, drawn.seeds), outcome.shape[1])
     return found
@@ -107,13 +106,6 @@ def means(outcome: Float[np.ndarray, "seed pair"], drawn: Draws) -> Resampled:
     total = drawn.pairs @ np.where(known, outcome, 0.0).T
     each = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
     return Resampled(_over(each, drawn.seeds), int(known.any(0).sum()))
-
-
-def _standard(values: Float[np.ndarray, "pair"], weights: Float[np.ndarray, "resample pair"]) -> np.ndarray:
-    """Ranks less their mean, over the root of their sum of squares; NaN where all drawn values are equal."""
-    ranks = average_ranks(values, weights) - (weights.sum(1, keepdims=True) + 1) / 2
-    size = np.sqrt((weights * ranks**2).sum(1, keepdims=True))
-    return np.divide(ranks, size, out=np.full(ranks.shape, np.nan), where=size > 0)
 
 
 def _over(each: Float[np.ndarray, "resample seed"], seeds: Float[np.ndarray, "resample seed"]) -> Float[np.ndarray, "resample"]:

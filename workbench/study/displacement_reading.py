@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from workbench.core.statistics import Estimate
 from workbench.report.words import listed
-from workbench.study.displacement_result import MAIN, Result
+from workbench.study.displacement_grid import RANDOM
+from workbench.study.displacement_result import FREE, MAIN, Result
 
 CONTROLS = (
     "ln p(chosen) before",
@@ -16,27 +17,21 @@ CONTROLS = (
     "last hidden states alike",
     "random",
 )
-LEFT_OUT = {
-    MAIN: "the highest length-normalized CHES",
-    "CHES": "the highest CHES without normalization",
-    "rejected longer by": "the most tokens in the rejected answer beyond those in the chosen one",
-}
 
 
-def reading(results: Sequence[Result], order: Sequence[str], dropped: str, share: float) -> str:
-    """What was done and what came out.
+def reading(results: Sequence[Result], first: str, dropped: str, share: float) -> str:
+    """What was done and what came out, in a few sentences; the rest is in the tables.
 
-    Args: order: the objectives, that of which most is said first.   dropped: that of the runs that leave pairs out.
-        share: of the pairs, that is left out.
+    Args: first: the objective that is spoken of.   dropped: that of the runs that leave pairs out.   share: of the pairs, that is
+        left out.
     """
+    shares = (f"{result.moved(first).displaced.value:.0%} ({result.on.about.name})" for result in results)
     said = [
         "Models were tuned to prefer one answer to another, and ln p of the preferred answers was measured again: a fall is a "
-        "displacement."
+        "displacement.",
+        f"{objective_name(first)} displaced {listed(shares)} of the preferred answers it was trained on.",
     ]
-    for name in order:
-        parts = [f"{result.moved(name).displaced.value:.0%} ({result.on.about.name})" for result in results]
-        said.append(f"{objective_name(name)} displaced {listed(parts)} of the preferred answers it was trained on.")
-    return " ".join([*said, *_foretold(results, order[0]), *_left_out(results, dropped, share)])
+    return " ".join([*said, *_foretold(results, first), *_left_out(results, dropped, share)])
 
 
 def objective_name(name: str) -> str:
@@ -45,36 +40,61 @@ def objective_name(name: str) -> str:
 
 
 def _foretold(results: Sequence[Result], objective: str) -> list[str]:
-    """Whether length-normalized CHES told which pairs, and whether what costs less told it as well."""
+    """Whether length-normalized CHES told which pairs, also beyond ln p before, and which score told it best."""
     rho = {result.on.about.name: result.correlations(objective)[MAIN].estimate() for result in results}
     words = ("went with more displacement", "with less", "had no clear relation to it")
     parts = [f"{word} on {names}" for word, names in _sorted(rho, words)]
     said = [f"Before {objective_name(objective)}, a high length-normalized CHES {'; it '.join(parts)}."] if parts else []
-    for result in (r for r in results if math.isfinite(rho[r.on.about.name].value)):
-        apart = {f"“{control}”": result.versus(objective, control).estimate() for control in CONTROLS}
-        better, worse = (listed(name for name, one in apart.items() if sign(one) == s) for s in (1, -1))
-        verdicts = (("more closely than", better), ("less closely than", worse))
-        clear = [f"{word} {names}" for word, names in verdicts if names != "none"]
-        verdict = "; ".join(clear) or "neither more nor less closely than any control"
-        said.append(f"On {result.on.about.name} it followed displacement {verdict}.")
     given = {r.on.about.name: r.given(objective, CONTROLS[0]).estimate() for r in results}
     parts = [f"{word} on {names}" for word, names in _sorted(given, ("positive", "negative", "not distinguishable from 0"))]
-    return [*said, f"With {CONTROLS[0]} held constant its rank correlation was {'; '.join(parts)}."] if parts else said
+    said += [f"With {CONTROLS[0]} held constant its rank correlation was {'; '.join(parts)}."] if parts else []
+    best = {r.on.about.name: found for r in results if (found := _best(r, objective))}
+    if best:
+        names = listed(f"“{score}” on {name} ({amount(found)})" for name, (score, found) in best.items())
+        turned = any(found.value < 0 for score, found in best.values() if score in FREE)
+        said.append(
+            f"Of all scores, the highest rank correlation had {names}"
+            + (", where scores that claim no direction count with either sign." if turned else ".")
+        )
+    return said
+
+
+def _best(result: Result, objective: str) -> tuple[str, Estimate] | None:
+    """The score with the highest rank correlation, of either sign where it claims no direction; None if no score has one."""
+    found = {name: one.estimate() for name, one in result.correlations(objective).items() if name != RANDOM}
+    heights = {name: abs(one.value) if name in FREE else one.value for name, one in found.items() if math.isfinite(one.value)}
+    best = max(heights, key=lambda name: heights[name], default=None)
+    return None if best is None else (best, found[best])
 
 
 def _left_out(results: Sequence[Result], objective: str, share: float) -> list[str]:
-    """What leaving pairs out by either CHES, or by lengths alone, did to held-out pairs, against leaving out as many by chance."""
-    said: list[str] = []
-    for arm, name in LEFT_OUT.items():
-        found = {r.on.about.name: r.effect(objective, arm).held_out_more for r in results if arm in r.arms}
-        words = ("higher", "lower", "no different")
-        parts = [f"{word} on {names}" for word, names in _sorted(found, words)]
-        if parts:
-            said.append(
-                f"Without the {share:.0%} of the pairs with {name}, rather than without as many by chance, ln p of "
-                f"held-out preferred answers came out {'; '.join(parts)} (nats)."
-            )
-    return said
+    """What leaving pairs out by length-normalized CHES, and by the other scores, did to held-out pairs, against chance."""
+    more = {
+        result.on.about.name: {arm: result.effect(objective, arm).held_out_more for arm in result.arms if arm != RANDOM}
+        for result in results
+    }
+    mine = {name: found[MAIN] for name, found in more.items() if MAIN in found}
+    parts = [f"{word} on {names}" for word, names in _sorted(mine, ("higher", "lower", "no different"))]
+    said = [
+        f"Without the {share:.0%} of the pairs with the highest length-normalized CHES, rather than without as many by chance, "
+        f"ln p of held-out preferred answers came out {'; '.join(parts)} (nats)."
+    ]
+    others = {
+        word: [
+            f"“{result.arms[arm]}” on {name}"
+            for result, name in zip(results, more, strict=True)
+            for arm in more[name]
+            if arm != MAIN and sign(more[name][arm]) == wanted
+        ]
+        for word, wanted in (("higher", 1), ("lower", -1))
+    }
+    parts = [f"{word} without the highest {listed(names)}" for word, names in others.items() if names]
+    rest = (
+        f"Of the other scores, it came out {'; '.join(parts)}."
+        if parts
+        else "With no other score did it come out clearly different."
+    )
+    return [*(said if mine else []), *([rest] if any(set(found) - {MAIN} for found in more.values()) else [])]
 
 
 def sign(found: Estimate) -> int | None:

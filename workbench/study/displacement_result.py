@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from workbench.core.errors import InputError
 from workbench.core.statistics import Estimate
-from workbench.study.displacement_grid import ALL, RANDOM, Bench, Point
-from workbench.study.displacement_numbers import Draws, Resampled, draws, means, rank_correlations
+from workbench.study.displacement_grid import ALL, RANDOM, Bench, Point, arms
+from workbench.study.displacement_numbers import Draws, Resampled, draws, means, rank_correlations, share_estimate
 
 MAIN = "CHES, length-normalized"
 FREE = ("ln p(chosen) before", "ln p(rejected) before", "length of both")
@@ -36,26 +36,25 @@ class Moved(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """What an arm did to the chosen answers, in nats, with its difference to the arm that left as many pairs out by chance.
+    """What an arm did to the chosen answers, in nats, and how much more than the arm that left as many pairs out by chance.
 
-    held_out: of pairs trained on in no arm.   kept: of the pairs that were trained on.   relief: of those, against training on all
-    pairs; this compares the same pairs, `kept` does not.
+    held_out, held_out_more: of pairs trained on in no arm.   kept: of the pairs the arm was trained on.   both_more: of the pairs
+    that this arm and, with the same seed, the random arm were trained on.
     """
 
     held_out: Estimate
     held_out_more: Estimate
     kept: Estimate
-    kept_more: Estimate
-    relief: Estimate
-    relief_more: Estimate
+    both_more: Estimate
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """All runs on one set of pairs."""
+    """All runs on one set of pairs. drop: share of the pairs that the arms left out."""
 
     on: Bench
     points: Sequence[Point]
+    drop: float
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -73,10 +72,17 @@ class Result:
         held = draws([pair.prompt for pair in self.on.held_out], len(self.seeds))
         return Draws(held.pairs, self.drawn.seeds)
 
-    @property
-    def arms(self) -> list[str]:
-        """What was left out, in the order of the runs; the random arm last."""
-        return list(dict.fromkeys(point.without for point in self.points if point.without != ALL))
+    @cached_property
+    def arms(self) -> dict[str, str]:
+        """What was left out, in the order of the runs, the random arm last; with all scores that leave out the same."""
+        run = dict.fromkeys(point.without for point in self.points if point.without != ALL)
+        names = arms(self.on, self.drop)
+        return {arm: " = ".join(names.get(arm, [arm])) for arm in run}
+
+    @cached_property
+    def _correlations(self) -> dict[tuple[str, bool], Mapping[str, Resampled]]:
+        """What `correlations` found, by objective and per_token."""
+        return {}
 
     def change(self, objective: str, what: str, without: str = ALL) -> Float[np.ndarray, "seed pair"]:
         """Change of ln p of the "chosen" or "rejected" answers, NaN where a run was not trained on the pair."""
@@ -91,14 +97,27 @@ class Result:
         chosen, rejected, held = self.change(objective, "chosen"), self.change(objective, "rejected"), self.held(objective)
         margin = np.broadcast_to(self.on.before[:, 0] - self.on.before[:, 1], chosen.shape)
         after = margin + chosen - rejected
-        trained = (chosen, rejected, chosen < 0, chosen > rejected, margin > 0, after > 0)
-        found = [means(values.astype(float), self.drawn).estimate() for values in trained]
-        return Moved(*found, *(means(values.astype(float), self.held_drawn).estimate() for values in (held, held < 0)))
+        on_train, held_out = (len({pair.prompt for pair in pairs}) for pairs in (self.on.train, self.on.held_out))
+        shares = (told.astype(float) for told in (chosen < 0, chosen > rejected, margin > 0, after > 0))
+        displaced, grew, ranked, ranked_after = (share_estimate(means(told, self.drawn), on_train) for told in shares)
+        return Moved(
+            chosen=means(chosen, self.drawn).estimate(),
+            rejected=means(rejected, self.drawn).estimate(),
+            displaced=displaced,
+            margin=grew,
+            accuracy_before=ranked,
+            accuracy=ranked_after,
+            held_chosen=means(held, self.held_drawn).estimate(),
+            held_displaced=share_estimate(means((held < 0).astype(float), self.held_drawn), held_out),
+        )
 
     def correlations(self, objective: str, *, per_token: bool = False) -> Mapping[str, Resampled]:
         """Rank correlation of every score with displacement, in nats or in nats per token of the chosen answer."""
-        displaced = -self.change(objective, "chosen")
-        return rank_correlations(self.on.scores, displaced / self.on.lengths if per_token else displaced, self.drawn)
+        if (objective, per_token) not in self._correlations:
+            displaced = -self.change(objective, "chosen")
+            outcome = displaced / self.on.lengths if per_token else displaced
+            self._correlations[objective, per_token] = rank_correlations(self.on.scores, outcome, self.drawn)
+        return self._correlations[objective, per_token]
 
     def versus(self, objective: str, control: str) -> Resampled:
         """Rank correlation of length-normalized CHES with displacement minus that of a control, on the same resamples.
@@ -125,15 +144,15 @@ class Result:
         return Resampled(value, len(self.on.train))
 
     def effect(self, objective: str, without: str) -> Effect:
-        """What leaving the highest pairs of a score out did."""
-        mine, chance = ([*self._means(objective, arm)] for arm in (without, RANDOM))
-        pairs = zip(mine, chance, strict=True)
-        return Effect(*(each.estimate() for own, other in pairs for each in (own, own.minus(other))))
-
-    def _means(self, objective: str, without: str) -> tuple[Resampled, Resampled, Resampled]:
-        held = means(self.held(objective, without), self.held_drawn)
-        kept = self.change(objective, "chosen", without)
-        return held, means(kept, self.drawn), means(kept - self.change(objective, "chosen"), self.drawn)
+        """What leaving the highest pairs of a score out did. The differences compare the same pairs, seed by seed."""
+        held, chance = (means(self.held(objective, arm), self.held_drawn) for arm in (without, RANDOM))
+        kept, other = (self.change(objective, "chosen", arm) for arm in (without, RANDOM))
+        return Effect(
+            held_out=held.estimate(),
+            held_out_more=held.minus(chance).estimate(),
+            kept=means(kept, self.drawn).estimate(),
+            both_more=means(kept - other, self.drawn).estimate(),  # NaN where either was not trained on the pair
+        )
 
     def _runs(self, objective: str, without: str) -> list[Point]:
         """The runs of an arm by seed."""

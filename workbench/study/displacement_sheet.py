@@ -12,6 +12,7 @@ from workbench.study.displacement_grid import RANDOM, SCORES
 from workbench.study.displacement_reading import CONTROLS, objective_name, reading
 from workbench.study.displacement_result import FREE, Effect, Result
 
+NONE: Cell = (math.nan, math.nan, math.nan)
 MEANS = "Means over pairs and seeds with 95 % bootstrap intervals that draw prompts and seeds."
 
 
@@ -30,7 +31,7 @@ def sheet(title: str, results: Sequence[Result], objectives: Sequence[str], drop
         _per_token(results, first),
         *(_without(result, dropped, share) for result in results),
     )
-    return Sheet(title, reading(results, order, dropped, share), sections, _cautions(results), dict(settings))
+    return Sheet(title, reading(results, first, dropped, share), sections, _cautions(results), dict(settings))
 
 
 def _cell(found: Estimate) -> Cell:
@@ -58,7 +59,7 @@ def _happened(results: Sequence[Result], order: Sequence[str]) -> Section:
             "held out: chosen displaced, share",
         ),
         rows=tuple(rows),
-        remark=MEANS,
+        remark=f"{MEANS} A share of 0 or 1 in all resamples has its Wilson interval (Wilson 1927), with one observation a prompt.",
     )
 
 
@@ -118,22 +119,22 @@ def _without(result: Result, objective: str, share: float) -> Section:
     everything = result.moved(objective)
     n = len(result.on.train)
     dots = [
-        Dot(arm, group, *found[:3])
+        Dot(result.arms[arm], group, *found[:3])
         for arm, effect in effects.items()
         if arm != RANDOM
-        for group, found in (
-            ("held-out pairs", effect.held_out_more),
-            ("the pairs kept, against training on all", effect.relief_more),
-        )
+        for group, found in (("held-out pairs", effect.held_out_more), ("pairs kept by both", effect.both_more))
+        if math.isfinite(found.value)
     ]
-    none: Cell = (math.nan, math.nan, math.nan)
-    rows: list[tuple[Cell, ...]] = [("nothing", _cell(everything.held_chosen), none, _cell(everything.chosen), none, none, none)]
-    rows += [(arm, *(_cell(found) for found in effect)) for arm, effect in effects.items()]
+    rows: list[tuple[Cell, ...]] = [("nothing", _cell(everything.held_chosen), NONE, _cell(everything.chosen), NONE)]
+    for arm, effect in effects.items():
+        more = (NONE, NONE) if arm == RANDOM else (_cell(effect.held_out_more), _cell(effect.both_more))
+        rows.append((result.arms[arm], _cell(effect.held_out), more[0], _cell(effect.kept), more[1]))
     return Section(
         f"Leaving pairs out: {result.on.about.name}",
         f"Change of ln p(chosen), in nats, after {objective_name(objective)} on {n - round(share * n)} of {n} pairs, without those "
-        f"with the highest score, and what it is more than without as many by chance. {len(result.on.held_out)} held-out pairs of "
-        "other prompts are in no arm. “Against training on all” compares the same pairs.",
+        f"with the highest score, and how much more it is than without as many by chance. The {len(result.on.held_out)} held-out "
+        f"pairs, of other prompts{' and answers' if result.on.answers_apart else ''}, are in no arm. “Kept by both” are the "
+        "pairs that the arm and, with the same seed, the random one were trained on.",
         tuple(dots),
         "change of ln p(chosen), more than without random pairs, nats",
         (
@@ -141,12 +142,10 @@ def _without(result: Result, objective: str, share: float) -> Section:
             "held out",
             "held out, more than random",
             "kept",
-            "kept, more than random",
-            "kept, against training on all",
-            "kept, against all, more than random",
+            "kept by both, more than random",
         ),
         tuple(rows),
-        f"{MEANS} Arms of a score that is the same for all pairs are not run.",
+        f"{MEANS} “=”: scores that leave out the same pairs, run once. Arms of a score that is the same for all pairs are not run.",
     )
 
 
@@ -166,14 +165,31 @@ def _cautions(results: Sequence[Result]) -> tuple[str, ...]:
         "chance. With so few seeds the intervals are too narrow.",
         "Displacement of a whole answer adds up over its tokens, so long answers can fall further; see displacement per token.",
         "A score that foretells displacement of the pairs trained on need not be a good filter, and a filter can help for other "
-        "reasons: arms are compared with as many pairs left out by chance, all with the same number of steps.",
+        "reasons. Arms are compared with as many pairs left out by chance, which take the same number of steps; “nothing” left out "
+        "takes more steps, so it is not comparable with them.",
         "Leaving pairs out by a score can change what the pairs are about, such as how long answers are or which answer is "
         "preferred; a difference to chance can come from that.",
-        "“Kept” means are over other pairs in every arm; only “held out” and “against training on all” compare like with like.",
+        "“Kept” means are over other pairs in every arm; only “held out” and “kept by both” compare the same pairs.",
         "No correction is made for the number of comparisons; with many at the 5 % level some come out by chance.",
     ]
     if shared:
         said.append(f"Pairs that share a prompt are drawn together: {listed(shared)}.")
+    both = [
+        result.on.about.name
+        for result in results
+        if {pair.chosen for pair in result.on.train} & {pair.rejected for pair in result.on.train}
+    ]
+    if both:
+        said.append(
+            f"On {listed(both)} some answers are chosen in one training pair and rejected in another; the intervals take "
+            "such pairs of different prompts for independent."
+        )
+    mixed = [result.on.about.name for result in results if not result.on.answers_apart]
+    if mixed:
+        said.append(
+            f"On {listed(mixed)} held-out pairs share no prompt with those trained on, but they share answers: all pairs are "
+            "linked by their answers, so a held-out answer can be chosen or rejected in training."
+        )
     constant = {
         result.on.about.name: [name for name, values in result.on.scores.items() if bool((values == values[0]).all())]
         for result in results

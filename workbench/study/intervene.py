@@ -26,8 +26,9 @@ from workbench.core.registry import objective as objectives
 from workbench.core.statistics import mean_estimate
 from workbench.load.batches import encode_all
 from workbench.load.models import Model
+from workbench.trace.forward import row_nll as encoded_nll
 from workbench.train.check import PRECISION, largest_within
-from workbench.unlearn.pairs import answer_logprob_rows, set_nll
+from workbench.unlearn.pairs import set_nll
 from workbench.unlearn.run import run as unlearn
 
 SIDES = ("inside", "random", "outside")
@@ -202,7 +203,7 @@ def check(on: Bench, sets: Mapping[str, Located], sizes: Mapping[str, Sequence[f
 
 def row_nll(model: Model, rows: Examples) -> Float[np.ndarray, "row"]:
     """Mean NLL per answer token of each row, in nats, float64."""
-    return np.array([-float(row.double().mean()) for row in answer_logprob_rows(model, encode_all(model, rows))])
+    return encoded_nll(model, encode_all(model, rows)).numpy()
 
 
 def measure(on: Bench, located: Located, question: Question) -> Point:

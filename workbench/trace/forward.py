@@ -1,11 +1,14 @@
-"""One forward pass over a padded batch: logits, or the log-probabilities of the answers."""
+"""One forward pass over a padded batch: logits, or the log-probabilities of the answers; and the NLL of any number of rows."""
 
-from jaxtyping import Float
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from workbench.core.errors import InputError
-from workbench.core.numerics import Forward, answer_logprobs
-from workbench.load.batches import Batch
+from workbench.core.errors import DataError, InputError
+from workbench.core.numerics import Forward, answer_logprobs, mean_nll
+from workbench.load.batches import Batch, Encoded, by_length, collate
 from workbench.load.models import Model
 
 
@@ -30,6 +33,35 @@ def logits(model: Model, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
 def forward(model: Model, batch: Batch) -> Forward:
     """Log-probability of every answer token, [batch pos] in nats (float32), 0 off the answer."""
     return Forward(answer_logprobs(logits(model, batch), batch.tokens, batch.answer), batch.answer)
+
+
+def check_predicted(rows: Sequence[Encoded]) -> None:
+    """DataError naming the rows whose answer starts at position 0, where nothing predicts it."""
+    bare = [repr(row.id) for row in rows if row.start == 0]
+    if bare:
+        listed = ", ".join(bare[:5]) + (" ..." if len(bare) > 5 else "")
+        raise DataError(
+            f"row {listed}: the answer starts at position 0, where nothing predicts it. Give it a prompt, or use a tokenizer with "
+            "a beginning-of-text token."
+        )
+
+
+@torch.no_grad()
+def row_nll(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) -> Float64[Tensor, "row"]:
+    """Mean negative log-likelihood per answer token of every row, nats per token, in the rows' order, on the CPU.
+
+    -(1/|y|) sum_t ln p(y_t | x, y_<t), summed in float64. No rows give no values.
+
+    Args: batch_tokens: largest padded batch, in tokens.
+    Raises: DataError naming rows whose answer nothing predicts; InputError for a bad batch_tokens or a model in training mode;
+        NumericsError if a log-probability is not finite.
+    """
+    check_predicted(rows)
+    values = torch.empty(len(rows), dtype=torch.float64)
+    for chosen in by_length(rows, max_tokens=batch_tokens):
+        passed = forward(model, collate([rows[i] for i in chosen], device=model.device))
+        values[chosen] = mean_nll(passed._replace(logprob=passed.logprob.double())).cpu()
+    return values
 
 
 def split(passed: Forward, at: int) -> tuple[Forward, Forward]:

@@ -1,7 +1,12 @@
-"""A measurement during training that must not go beyond a limit, and the search for the point where it would."""
+"""A measurement during training that must not go beyond a limit, the way back, and the search for the point where it would."""
 
 from collections.abc import Callable
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.train.masters import Master, write_back
 
 HALVINGS = 16
 PRECISION = 0.01
@@ -55,3 +60,72 @@ def largest_within(measure: Callable[[float], float], limit: float, *, start: fl
         if limit - value <= tolerance:
             break
     return found
+
+
+class Watch:
+    """A check over one run: what it measured goes into the history, and the run can go back to the last state within the limit.
+
+    stopped: why the run must end, or "".   part: share of the last stretch that was kept; below 1 only with a partial check.
+    Without a check it does nothing.
+    """
+
+    def __init__(self, check: Check | None, made: list[Master], history: list[dict[str, float]]) -> None:
+        self.check = check
+        self.made = made
+        self.history = history
+        self.stopped = ""
+        self.part = 1.0
+        self.kept: list[Tensor] = []
+        self.keep()
+
+    def keep(self) -> None:
+        """Remember the present state as one within the limit."""
+        if self.check is not None:
+            self.kept = _copy(self.made)
+
+    def within(self, *, epoch: int, step: int | None = None) -> bool:
+        """Measure and note; false if the limit is exceeded."""
+        check = self.check
+        if check is None:
+            return True
+        value = check.measure()
+        where: dict[str, float] = {"epoch": epoch}
+        if check.every is not None and step is not None:
+            where["step"] = step
+        self.history.append({**where, check.name: value})
+        if value <= check.limit:
+            return True
+        when, kept = (f"step {step}", "the check before") if "step" in where else (f"epoch {epoch}", "the epoch before")
+        self.stopped = f"{check.name} reached {value:.4f} after {when}, above {check.limit:.4f}; {kept} is kept"
+        return False
+
+    def go_back(self) -> None:
+        """Undo the stretch that went beyond the limit or, with a partial check, as much of it as must be."""
+        check, before = self.check, self.kept
+        if check is None or not check.partial:
+            return _restore(self.made, before)
+        beyond = _copy(self.made)
+
+        def measure(part: float) -> float:
+            _restore(self.made, [torch.lerp(a, b, part) for a, b in zip(before, beyond, strict=True)])
+            return check.measure()
+
+        values = [row[check.name] for row in self.history if check.name in row]
+        tolerance = PRECISION * (check.limit - values[0])
+        found = largest_within(measure, check.limit, start=values[-2], tolerance=tolerance)
+        _restore(self.made, [torch.lerp(a, b, found.part) for a, b in zip(before, beyond, strict=True)])
+        self.history.append({**self.history[-1], check.name: found.value, "part": found.part})
+        self.part = found.part
+        self.stopped += f", and {found.part:.4f} of the way from there, where {check.name} is {found.value:.4f}"
+        return None
+
+
+def _copy(made: list[Master]) -> list[Tensor]:
+    return [m.master.detach().clone() for m in made]
+
+
+@torch.no_grad()
+def _restore(made: list[Master], values: list[Tensor]) -> None:
+    for m, value in zip(made, values, strict=True):
+        m.master.copy_(value)
+    write_back(made)

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from workbench.core.delta import Delta
 from workbench.core.errors import DataError, InputError, NumericsError
@@ -23,10 +22,10 @@ from workbench.core.numerics import isolated_rng, permutation
 from workbench.core.records import Provenance
 from workbench.core.runtime import progress
 from workbench.load.models import Model
-from workbench.train.check import PRECISION, Check, Within, largest_within
+from workbench.train.check import Check, Watch
 from workbench.train.masters import Master, difference, masters, write_back
 from workbench.train.optimizers import Checkpoint, Moments, adam_moments, check_rule, make
-from workbench.train.task import Task
+from workbench.train.task import Observing, Task
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -55,7 +54,9 @@ class Audit:
 class Trained:
     """delta: what to add to the weights.   history: one dict a step (epoch, step, loss, lr, grad_norm) and check.   audit.
 
-    checkpoints: the weights after every epoch, where asked for.   moments: what Adam remembered at the end, where asked for.
+    A step's line also has what the task observed, see `task.Observing`.   checkpoints: the weights after every epoch, where asked
+    for.   moments: what Adam remembered in the state that is returned, where asked for; after a check that was partial, in the
+    last state measured within the limit, where the stretch began of which a part was kept.
     """
 
     delta: Delta
@@ -63,14 +64,6 @@ class Trained:
     audit: Audit
     checkpoints: list[Checkpoint] = field(default_factory=list)
     moments: Moments | None = None
-
-
-@dataclass
-class _Progress:
-    history: list[dict[str, float]] = field(default_factory=list)
-    stopped: str = ""
-    part: float = 1.0
-    checkpoints: list[Checkpoint] = field(default_factory=list)
 
 
 def fit(
@@ -108,7 +101,8 @@ def fit(
         clip_norm: largest norm of the trainable entries' gradient; None for no clipping.
         optimizer: "adamw", or "sign" for w -= lr * sign(gradient), which has no use for `betas`.
         snapshots: keep the weights after every epoch, a float32 copy of all that may move for each.
-        moments: keep Adam's two averages of the gradient.
+        moments: keep Adam's two averages of the gradient, two numbers for every weight of the model; with a check, a copy of
+            them is held at every one that is within the limit.
         check: measured before the first step and after every epoch, or every `check.every` steps; what is returned is the last
             state measured within the limit or, with `check.partial`, the last one on the way to the state beyond it.
     Raises: DataError if there are no examples; NumericsError if a loss or gradient is not finite, naming the step.
@@ -128,13 +122,17 @@ def fit(
     begin = time.perf_counter()
     steps = math.ceil(len(task) / batch_size) * epochs
     every = steps // epochs if check is None or check.every is None else check.every
-    state = _Progress()
+    history: list[dict[str, float]] = []
+    checkpoints: list[Checkpoint] = []
+    remembered: Moments | None = None
     tokens = 0
     with isolated_rng(seed), masters(model, mask) as made:
         rule = make(optimizer, made, lr=lr, betas=betas, weight_decay=weight_decay)
-        kept = _keep(made) if check is not None else None
-        if not _record_check(state, check, epoch=0):
-            raise InputError(f"train: the limit is exceeded before the first step: {state.stopped.split(' after')[0]}.")
+        watch = Watch(check, made, history)
+        if not watch.within(epoch=0):
+            raise InputError(f"train: the limit is exceeded before the first step: {watch.stopped.split(' after')[0]}.")
+        if moments:
+            remembered = adam_moments(rule, made, model)
         for step in progress(range(steps), label=provenance.method, show=show):
             epoch, chosen = _step_rows(step, len(task), batch_size, seed)
             for group in rule.param_groups:
@@ -148,30 +146,33 @@ def fit(
             write_back(made)
             tokens += task.tokens(chosen, epoch)
             now = {"epoch": epoch, "step": step, "loss": value, "lr": rule.param_groups[0]["lr"], "grad_norm": float(norm)}
-            state.history.append(now)
+            history.append(now | task.observed() if isinstance(task, Observing) else now)
             if check is not None and ((step + 1) % every == 0 or step + 1 == steps):
-                if not _record_check(state, check, epoch=epoch if check.every else epoch + 1, step=step):
-                    _go_back(made, kept, state, check)
+                if not watch.within(epoch=epoch if check.every else epoch + 1, step=step):
+                    watch.go_back()
                     break
-                kept = _keep(made)
+                watch.keep()
+                if moments:
+                    remembered = adam_moments(rule, made, model)
             if snapshots and (step + 1) % (steps // epochs) == 0:
-                rates = [row["lr"] for row in state.history if row["epoch"] == epoch and "lr" in row]
-                state.checkpoints.append(Checkpoint(difference(made, provenance), sum(rates) / len(rates)))
+                rates = [row["lr"] for row in history if row["epoch"] == epoch and "lr" in row]
+                checkpoints.append(Checkpoint(difference(made, provenance), sum(rates) / len(rates)))
         delta = difference(made, provenance)
-        remembered = adam_moments(rule, made) if moments else None
+        if moments and check is None:  # a check measures the last state too
+            remembered = adam_moments(rule, made, model)
         trainable = sum(m.initial.numel() for m in made)
     moved = delta.moved(model)  # of the Delta that is returned, in the dtype the model has
     audit = Audit(
         moved=moved,
         moved_of_trainable=moved * sum(p.numel() for p in model.hf.parameters()) / trainable,
         trainable=trainable,
-        steps=len([row for row in state.history if "loss" in row]),
+        steps=len([row for row in history if "loss" in row]),
         tokens=tokens,
         seconds=time.perf_counter() - begin,
-        stopped=state.stopped,
-        part=state.part,
+        stopped=watch.stopped,
+        part=watch.part,
     )
-    return Trained(delta, state.history, audit, state.checkpoints, remembered)
+    return Trained(delta, history, audit, checkpoints, remembered)
 
 
 def _step_rows(step: int, n: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
@@ -204,51 +205,3 @@ def _backward(task: Task, chosen: list[int], epoch: int, micro_batch: int, made:
             m.collect_gradient()
         total += float(summed.detach())
     return total
-
-
-def _record_check(state: _Progress, check: Check | None, *, epoch: int, step: int | None = None) -> bool:
-    """Measure and note; false if the limit is exceeded."""
-    if check is None:
-        return True
-    value = check.measure()
-    where: dict[str, float] = {"epoch": epoch}
-    if check.every is not None and step is not None:
-        where["step"] = step
-    state.history.append({**where, check.name: value})
-    if value <= check.limit:
-        return True
-    when, kept = (f"step {step}", "the check before") if "step" in where else (f"epoch {epoch}", "the epoch before")
-    state.stopped = f"{check.name} reached {value:.4f} after {when}, above {check.limit:.4f}; {kept} is kept"
-    return False
-
-
-def _keep(made: list[Master]) -> list[Tensor]:
-    return [m.master.detach().clone() for m in made]
-
-
-def _go_back(made: list[Master], kept: list[Tensor] | None, state: _Progress, check: Check) -> None:
-    """Undo the stretch that went beyond the limit or, with a partial check, as much of it as must be."""
-    before = kept or []
-    if not check.partial:
-        return _restore(made, before)
-    beyond = _keep(made)
-
-    def measure(part: float) -> float:
-        _restore(made, [torch.lerp(a, b, part) for a, b in zip(before, beyond, strict=True)])
-        return check.measure()
-
-    values = [row[check.name] for row in state.history if check.name in row]
-    tolerance = PRECISION * (check.limit - values[0])
-    found: Within = largest_within(measure, check.limit, start=values[-2], tolerance=tolerance)
-    _restore(made, [torch.lerp(a, b, found.part) for a, b in zip(before, beyond, strict=True)])
-    state.history.append({**state.history[-1], check.name: found.value, "part": found.part})
-    state.part = found.part
-    state.stopped += f", and {found.part:.4f} of the way from there, where {check.name} is {found.value:.4f}"
-    return None
-
-
-@torch.no_grad()
-def _restore(made: list[Master], values: list[Tensor]) -> None:
-    for m, value in zip(made, values, strict=True):
-        m.master.copy_(value)
-    write_back(made)

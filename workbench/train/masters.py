@@ -99,8 +99,12 @@ def _master(name: str, parameter: torch.nn.Parameter, mask: Mask | None) -> Mast
             index = bits.view(-1).nonzero().squeeze(-1).to(parameter.device)
     flat = parameter.detach().reshape(-1)
     initial = (flat if index is None else flat[index]).clone()
-    precise = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    return Master(name, parameter, index, initial.to(precise, copy=True).requires_grad_(), initial)
+    return Master(name, parameter, index, initial.to(precise_dtype(parameter), copy=True).requires_grad_(), initial)
+
+
+def precise_dtype(parameter: Tensor) -> torch.dtype:
+    """What the masters of a parameter are kept in: float32, or float64 of a float64 parameter."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
 
 def write_back(made: list[Master]) -> None:

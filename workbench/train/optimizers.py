@@ -8,7 +8,8 @@ from torch import Tensor
 
 from workbench.core.delta import Delta
 from workbench.core.errors import InputError, unknown
-from workbench.train.masters import Master
+from workbench.load.models import Model
+from workbench.train.masters import Master, precise_dtype
 
 RULES = ("adamw", "sign")
 
@@ -67,17 +68,21 @@ def make(rule: str, made: Sequence[Master], *, lr: float, betas: tuple[float, fl
     return SignDescent(leaves, lr=lr, weight_decay=weight_decay)
 
 
-def adam_moments(optimizer: torch.optim.Optimizer, made: Sequence[Master]) -> Moments:
-    """Adam's averages, by parameter."""
+def adam_moments(optimizer: torch.optim.Optimizer, made: Sequence[Master], model: Model) -> Moments:
+    """Adam's averages of every floating-point parameter of the model, copied; 0 for one of which no weight may move."""
     first: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
+    for name, parameter in model.hf.named_parameters():
+        if parameter.is_floating_point():
+            precise = precise_dtype(parameter)
+            first[name], second[name] = (torch.zeros(parameter.shape, dtype=precise, device=parameter.device) for _ in range(2))
     step = 0
     for m in made:
         state = optimizer.state[m.master]
         if state:  # a parameter that no example reached has none
             step = int(state["step"])
         for key, kept in (("exp_avg", first), ("exp_avg_sq", second)):
-            values = state[key].detach().clone() if state else torch.zeros_like(m.master)
-            full = values if m.index is None else values.new_zeros(m.weight.numel()).index_copy_(0, m.index, values)
-            kept[m.name] = full.view(m.weight.shape)
+            if state:
+                at = slice(None) if m.index is None else m.index
+                kept[m.name].view(-1)[at] = state[key].detach()
     return Moments(first, second, step)

@@ -30,6 +30,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Observing(Task, Protocol):
+    """A task that also says what its forward passes showed, beside the loss; `fit` writes it into the step's line."""
+
+    def observed(self) -> dict[str, float]:
+        """Means over the examples since the last call, by name; names other than those of the history."""
+        ...
+
+
 class AnswerTask:
     """Learn the answers of some rows: the loss of a row is the mean NLL of its answer, in nats per token.
 

@@ -19,7 +19,7 @@ from workbench.core.numerics import Forward, answer_length, answer_logits, answe
 from workbench.core.runtime import plan_memory
 from workbench.load.batches import Batch, Encoded, by_length, collate
 from workbench.load.models import Model
-from workbench.trace.forward import forward, logits, split
+from workbench.trace.forward import logits, row_nll, split
 
 ExampleObjective = Callable[[Forward, Forward | None], Float[Tensor, "batch"]]
 
@@ -146,15 +146,11 @@ def answer_distributions(
     return kept
 
 
-@torch.no_grad()
 def set_nll(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) -> float:
     """Mean over rows of the mean NLL per answer token, in nats (accumulated in float64)."""
     if not rows:
         raise ShapeError("set_nll: there are no rows.")
-    total = 0.0
-    for _, batch in _batches(model, rows, batch_tokens):
-        total += float(mean_nll(forward(model, batch)).double().sum())
-    return total / len(rows)
+    return float(row_nll(model, rows, batch_tokens=batch_tokens).mean())
 
 
 def _batches(model: Model, rows: Sequence[Encoded], batch_tokens: int) -> list[tuple[list[int], Batch]]:

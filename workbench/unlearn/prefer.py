@@ -24,6 +24,8 @@ PairObjective = Callable[[Forward, Forward, Forward | None, Forward | None], Flo
 class Preferences:
     """Preference pairs, each with one loss from its two answers, which are forwarded together.
 
+    What the passes show beside the loss is kept until `observed` asks for it.
+
     Args:
         references: log-probability under the reference of every token of each pair's chosen answer and of its rejected one; None if
             the objective needs none.
@@ -41,6 +43,8 @@ class Preferences:
         self.pairs = pairs
         self.objective = objective
         self.references = references
+        self._seen: list[Float[Tensor, "4"]] = []
+        self._pairs_seen = 0
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -57,9 +61,35 @@ class Preferences:
         passed = forward(self.model, collate(rows, device=self.model.device))
         better, worse = split(passed, len(chosen))
         if self.references is None:
+            self._see(better, worse, None, None)
             return self.objective(better, worse, None, None)
         kept = [self.references[i][0] for i in chosen] + [self.references[i][1] for i in chosen]
-        return self.objective(better, worse, *split(reference_pass(kept, passed), len(chosen)))
+        before = split(reference_pass(kept, passed), len(chosen))
+        self._see(better, worse, *before)
+        return self.objective(better, worse, *before)
+
+    @torch.no_grad()
+    def _see(self, better: Forward, worse: Forward, *before: Forward | None) -> None:
+        chosen, rejected = (side.logprob.double().sum(-1) for side in (better, worse))
+        gains = [
+            now if was is None else now - was.logprob.double().sum(-1) for now, was in zip((chosen, rejected), before, strict=True)
+        ]
+        margin = gains[0] - gains[1]
+        self._seen.append(torch.stack([chosen.sum(), rejected.sum(), margin.sum(), (margin > 0).double().sum()]))
+        self._pairs_seen += len(chosen)
+
+    def observed(self) -> dict[str, float]:
+        """Means over the pairs forwarded since the last call, taken from the passes of their losses.
+
+        logp_chosen, logp_rejected: ln pi(answer | prompt), the sum over its tokens, in nats.   margin: h, see `preference`, or
+        ln pi(chosen) - ln pi(rejected) where the objective needs no reference; nats.   accuracy: share of the pairs with
+        margin > 0; with a reference h is 0 but for rounding before the first step, so the first accuracy says nothing.
+        """
+        if not self._seen:
+            return {}
+        means = (torch.stack(self._seen).sum(0) / self._pairs_seen).tolist()
+        self._seen, self._pairs_seen = [], 0
+        return dict(zip(("logp_chosen", "logp_rejected", "margin", "accuracy"), means, strict=True))
 
 
 def pair_logprob_rows(model: Model, pairs: Sequence[EncodedPair]) -> list[tuple[Float[Tensor, "_"], Float[Tensor, "_"]]]:
@@ -106,8 +136,10 @@ def prefer(
         mask: only these weights can move; the others keep their bits.
         lr: peak rate of AdamW. The default suits small models such as `data/organism/full`; models of billions of weights are
             tuned with 1e-7 to 1e-5.
-        end: whether answers end with the end-of-text token; False for answers of a single token.
+        end: whether answers end with the end-of-text token. Scores of the same pairs must have the same; see `score.ches`.
         epochs, batch_size, micro_batch, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`; an example is a pair.
+    Returns: the Delta, its audit, and a history whose lines also have logp_chosen, logp_rejected, margin and accuracy of the step's
+        pairs before the step, see `Preferences.observed`.
     Raises: UnknownNameError for the objective or an option; TooLongError naming every pair that does not fit the context; DataError
         for an empty answer; MismatchError for another model's mask; NumericsError if a loss is not finite.
     """
