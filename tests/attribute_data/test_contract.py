@@ -10,20 +10,19 @@ import pytest
 
 from tests.tiny import tiny, tiny_sets
 from workbench.attribute import data
+from workbench.attribute.data.same_rows import same_rows
 from workbench.core.records import Examples
 from workbench.core.registry import influence
 
 MEMBERS = list(influence)
 OWN_FILE = {"gradient_similarity": "similarity", "random": "text_match"}
-# ekfac fits its curvature on the training rows with labels drawn by their place, so their order is part of what it computes
-ORDERLY = [member for member in MEMBERS if member.name != "ekfac"]
 
 
 def values(member, query, train, **options):
-    return member.function(tiny(), query, train, **options).values
+    return member.function(tiny(n_layers=1), query, train, **options).values
 
 
-@pytest.mark.parametrize("member", ORDERLY, ids=lambda m: m.name)
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.name)
 def test_order_and_batches_do_not_matter(member):
     query, train = tiny_sets()
     found = values(member, query, train)
@@ -41,11 +40,9 @@ def test_queries_do_not_see_each_other(member):
     np.testing.assert_allclose(alone, values(member, query, train)[1:2], rtol=1e-5, atol=1e-8)  # norms are float32
 
 
-@pytest.mark.parametrize("member", ORDERLY, ids=lambda m: m.name)
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m.name not in ("ekfac", "text_match")], ids=lambda m: m.name)
 def test_training_rows_do_not_see_each_other(member):
-    """But for text_match, whose word weights come from all training rows."""
-    if member.name == "text_match":
-        pytest.skip("the rarity of a word is that among the training rows")
+    """But for ekfac, whose curvature, and text_match, whose rarity of a word comes from all training rows."""
     query, train = tiny_sets()
     alone = values(member, query, train[2:3])
     np.testing.assert_allclose(alone, values(member, query, train)[:, 2:3], rtol=1e-6, atol=1e-9)
@@ -75,6 +72,20 @@ def test_a_copy_of_the_query_is_its_top_proponent(member):
     found = member.function(tiny(), query, planted)
     for id in query.ids:
         assert found.top(id, 1) == [f"copy of {id}"]
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m.name != "random"], ids=lambda m: m.name)
+def test_a_query_that_is_a_training_row_is_noted(member):
+    query, train = tiny_sets()
+    found = member.function(tiny(n_layers=1), query, Examples([*query, train[3]], "train"))
+    assert found.provenance.notes["same rows"] == "3 queries are training rows: they are their own best match"
+
+
+def test_the_note_on_queries_that_are_training_rows():
+    query, train = tiny_sets()
+    assert same_rows(query, train) == {}
+    again = Examples([*train, type(query[0])("again", query[1].prompt, query[1].response)], "train")
+    assert same_rows(query, again) == {"same rows": "1 query is a training row: it is its own best match"}
 
 
 def test_every_member_is_exported_and_has_a_test_file():

@@ -1,6 +1,7 @@
 """EK-FAC through kronfluence: equal to a slow reference, on GPT-2's transposed maps too."""
 
 import sys
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -76,9 +77,30 @@ def test_neither_batches_nor_padding_nor_order_matter(model, sets, strategy):
     one = ekfac(model, query, train, strategy=strategy, batch_size=1)
     many = ekfac(model, query, train, strategy=strategy, batch_size=7)
     np.testing.assert_allclose(one.values, many.values, rtol=1e-8, atol=1e-10 * np.abs(one.values).max())  # float64
-    if strategy == "identity":  # elsewhere a row's draws belong to its place
-        turned = ekfac(model, query[::-1], train[::-1], strategy=strategy)
-        np.testing.assert_allclose(turned.values[::-1, ::-1], one.values, rtol=1e-8, atol=1e-10 * np.abs(one.values).max())
+    turned = ekfac(model, query[::-1], train[::-1], strategy=strategy)
+    np.testing.assert_allclose(turned.values[::-1, ::-1], one.values, rtol=1e-8, atol=1e-10 * np.abs(one.values).max())
+
+
+def test_several_draws(model, sets):
+    """Equal to the slow one whose factors are fitted on every row twice, with the first draws and with the second."""
+    query, train = sets
+    rows = rows_of(model, train)
+    drawn = Drawn(encode_all(model, train), 3, 2)
+    assert torch.equal(torch.cat(drawn.draws[:4]), torch.cat(Drawn(encode_all(model, train), 3).draws))
+    assert not set(torch.cat(drawn.draws[:4]).tolist()) & set(torch.cat(drawn.draws[4:]).tolist())
+    numbers = [d.tolist() for d in drawn.draws]
+    names = linear_names(model.hf)
+    expected = slow.influence(model.hf, names, rows_of(model, query), rows * 2, numbers, strategy="ekfac", damping=1e-3)[:, :4]
+    found = ekfac(model, query, train, damping=1e-3, seed=3, draws=2, batch_size=3)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-7, atol=1e-9 * np.abs(expected).max())  # float64
+    once = ekfac(model, query, train, damping=1e-3, seed=3).values
+    assert np.abs(found.values - once).max() > 1e-3 * np.abs(once).max()
+
+
+def test_draws_belong_to_the_row_not_to_its_place(model, sets):
+    rows = encode_all(model, sets[1])
+    turned = Drawn(rows[::-1], 5).draws[::-1]
+    assert all(torch.equal(a, b) for a, b in zip(turned, Drawn(rows, 5).draws, strict=True))
 
 
 def test_same_seed_same_bits(model, sets):
@@ -140,7 +162,10 @@ def test_what_is_tracked_can_be_chosen(model, sets):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"damping": -1.0}, r"damping is -1\.0, expected a finite number of at least 0"),
+        ({"damping": -1.0}, r"damping is -1\.0, expected a finite number above 0"),
+        ({"damping": 0.0, "strategy": "kfac"}, r"damping is 0\.0, expected a finite number above 0"),
+        ({"draws": 0}, "draws is 0, expected at least 1"),
+        ({"strategy": "ekfak"}, "unknown strategy of ekfac 'ekfak'. Did you mean 'ekfac'"),
         ({"damping": float("nan")}, "damping is nan"),
         ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"modules": ["*.mlp.*", "*.mpl.*"]}, r"modules '\*\.mpl\.\*' matches no linear map. There are 8: model.layers.0"),
@@ -149,7 +174,12 @@ def test_what_is_tracked_can_be_chosen(model, sets):
 )
 def test_bad_options(model, sets, options, match):
     with pytest.raises(InputError, match=match):
-        ekfac(model, *sets, **options)
+        unwrap(ekfac)(model, *sets, **options)  # as outside the tests, where no annotation is run
+
+
+def test_no_damping_where_it_has_no_effect(model, sets):
+    plain, zero = (ekfac(model, *sets, strategy="identity", damping=damping).values for damping in (None, 0.0))
+    np.testing.assert_array_equal(plain, zero)
 
 
 def test_edits_of_activations_are_refused(sets):

@@ -10,7 +10,7 @@ from tests.reference.tiny_models import tiny_model
 from tests.tiny import tiny, tiny_sets
 from workbench import wrap
 from workbench.attribute.data import data_to_weights, weights
-from workbench.core.errors import InputError, NumericsError, UnknownNameError
+from workbench.core.errors import DataError, InputError, NumericsError, UnknownNameError
 
 
 def squares(model, rows):
@@ -87,6 +87,11 @@ def test_what_is_refused():
         data_to_weights(model, rows, by="head", names=["lm_head.weight"])
     with pytest.raises(UnknownNameError, match="parameter in names"):
         data_to_weights(model, rows, names=["lm_head"])
+    for by in ("head", "tensor"):
+        with pytest.raises(UnknownNameError, match="parameter in names 'lm_head.wieght'. Did you mean 'lm_head.weight'"):
+            data_to_weights(model, rows, names=["lm_head.wieght"], by=by)
+        with pytest.raises(DataError, match="data_to_weights: names is empty"):
+            data_to_weights(model, rows, names=[], by=by)
     with torch.no_grad():
         model.hf.lm_head.weight.zero_()
         model.hf.model.norm.weight.zero_()

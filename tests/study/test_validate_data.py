@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from inspect import unwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -222,11 +223,13 @@ def kept_methods(folder):
 
 def test_another_kronfluence_is_another_point(file, monkeypatch):
     one = method("E", {"influence": "ekfac"})
-    full = Full(SimpleNamespace(causes=["a"]), file.parent)
-    first = place(full, one, 0, None)
+    full = SimpleNamespace(on=SimpleNamespace(causes=["a"]), folder=file.parent)
+    first = unwrap(place)(full, one, 0, None)
     monkeypatch.setattr("importlib.metadata.version", lambda package: f"{package} 2")
-    assert place(full, one, 0, None) != first
-    assert place(full, method("r", {"influence": "random"}), 0, None) == place(full, method("s", {"influence": "random"}), 0, None)
+    assert unwrap(place)(full, one, 0, None) != first
+    assert unwrap(place)(full, method("r", {"influence": "random"}), 0, None) == unwrap(place)(
+        full, method("s", {"influence": "random"}), 0, None
+    )
 
 
 @pytest.mark.parametrize(

@@ -238,8 +238,13 @@ def test_what_is_refused(monkeypatch):
         gradient_norms(model, [])
     with pytest.raises(DataError, match="no directions"):
         gradient_dots(model, rows, [])
-    with pytest.raises(DataError, match="no parameters to look at"):
+    with pytest.raises(DataError, match="no direction has a parameter to look at"):
         gradient_dots(model, rows, [{"lm_head.weight": weight}], names=["model.norm.weight"])
+    for names in (["lm_head.weight", "model.norm.wieght"], ["model.norm.wieght"]):
+        with pytest.raises(UnknownNameError, match="parameter in names 'model.norm.wieght'. Did you mean 'model.norm.weight'"):
+            gradient_dots(model, rows, [{"lm_head.weight": weight}], names=names)
+    with pytest.raises(DataError, match="gradient_dots: names is empty"):
+        gradient_dots(model, rows, [{"lm_head.weight": weight}], names=[])
     with pytest.raises(UnknownNameError, match="Did you mean 'lm_head.weight'"):
         gradient_dots(model, rows, [{"lm_head.weigth": weight}])
     with pytest.raises(UnknownNameError, match="parameter in names"):

@@ -41,15 +41,16 @@ class Lds(NamedTuple):
 class Reliability(NamedTuple):
     """How far a bank agrees with itself.
 
-    one_seed: mean over pairs of seeds and queries of the Spearman correlation over models, r.
-    mean_of_seeds: that of the mean over all R seeds, by Spearman-Brown: R r / (1 + (R - 1) r).
-    ceiling: sqrt(mean_of_seeds), the largest score to be expected of a method that knows the expected loss exactly.
+    one_seed: mean over queries of r_q, the Spearman correlation over models of two seeds' losses, averaged over pairs of seeds.
+    mean_of_seeds: mean over queries of R r / (1 + (R - 1) r) (Spearman-Brown), r = max(r_q, 0), for the mean over all R seeds.
+    ceiling: mean over queries of the root of that, the score to be expected of a method that knows the expected loss exactly, with
+        an interval that draws queries and models anew.
     note: why they are NaN; "" otherwise.
     """
 
     one_seed: float
     mean_of_seeds: float
-    ceiling: float
+    ceiling: Estimate
     note: str
 
 
@@ -88,24 +89,54 @@ def lds(
     return Lds(Estimate(float(np.nanmean(per_query)), float(low), float(high), n - undefined), per_query, drawn, note)
 
 
-def reliability(losses: Float[np.ndarray, "model seed query"]) -> Reliability:
+def reliability(losses: Float[np.ndarray, "model seed query"], *, seed: int = 0, resamples: int = RESAMPLES) -> Reliability:
     """How far the seeds of a bank agree about the order of its models, and what that leaves for a method to predict.
 
-    The ceiling follows from classical test theory: a method that knows the expected loss correlates with a measured one as
-    sqrt(reliability). It is exact for Pearson and an approximation for ranks, so a score may lie a little above it.
+    The ceiling follows from classical test theory: a method that knows the expected loss of a query correlates with a measured one
+    as sqrt(reliability); as a score is a mean over queries of correlations, the root is taken query by query. It is exact for
+    Pearson and an approximation for ranks; and r_q is itself an estimate from few models, whose noise the root bends downward. So
+    a score may lie a little above it.
+
+    Args: seed: of the resampling.
     """
     seeds = losses.shape[1]
     if seeds < 2:
-        return Reliability(np.nan, np.nan, np.nan, "one seed a subset: how far seeds agree is not known; give at least two")
-    by_seed = [-losses[:, s].T for s in range(seeds)]
-    found = np.stack([spearman(by_seed[a], by_seed[b]) for a in range(seeds) for b in range(a)])
-    if np.isnan(found).all():
-        return Reliability(np.nan, np.nan, np.nan, "every query has the same loss under every model")
-    r = float(np.nanmean(found))
+        return _unknown("one seed a subset: how far seeds agree is not known; give at least two")
+    each = _agreement(losses)
+    if np.isnan(each).all():
+        return _unknown("every query has the same loss under every model")
+    r = float(np.nanmean(each))
     if r <= 0:
-        return Reliability(r, np.nan, np.nan, "the seeds do not agree: the bank measures noise; take more rows out or more models")
-    mean = seeds * r / (1 + (seeds - 1) * r)
-    return Reliability(r, mean, float(np.sqrt(mean)), "")
+        return _unknown("the seeds do not agree: the bank measures noise; take more rows out or more models", r)
+    rng = np.random.default_rng(seed)
+    drawn = np.full(resamples, np.nan)
+    for k in range(resamples):
+        models, queries = (rng.integers(0, n, n) for n in (len(losses), losses.shape[2]))
+        found = _agreement(losses[models][:, :, queries])
+        if not np.isnan(found).all():
+            drawn[k] = np.nanmean(np.sqrt(_spearman_brown(found, seeds)))
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    lengthened = _spearman_brown(each, seeds)
+    ceiling = Estimate(float(np.nanmean(np.sqrt(lengthened))), float(low), float(high), int(np.isfinite(each).sum()))
+    return Reliability(r, float(np.nanmean(lengthened)), ceiling, "")
+
+
+def _unknown(note: str, one_seed: float = float("nan")) -> Reliability:
+    nothing = float("nan")
+    return Reliability(one_seed, nothing, Estimate(nothing, nothing, nothing, 0), note)
+
+
+def _agreement(losses: Float[np.ndarray, "model seed query"]) -> Float[np.ndarray, "query"]:
+    """Spearman correlation over models of two seeds, the mean over pairs of seeds; NaN where a seed has no order."""
+    by_seed = losses.transpose(1, 2, 0)
+    pairs = [spearman(by_seed[a], by_seed[b]) for a in range(len(by_seed)) for b in range(a)]
+    return np.mean(pairs, axis=0)
+
+
+def _spearman_brown(r: Float[np.ndarray, "query"], n: int) -> Float[np.ndarray, "query"]:
+    """Reliability of a mean of n from that of one; 0 for a negative one."""
+    kept = np.maximum(r, 0.0)  # NaN stays
+    return n * kept / (1 + (n - 1) * kept)
 
 
 def _steady(sums: Float[np.ndarray, "query model"]) -> Float[np.ndarray, "query model"]:

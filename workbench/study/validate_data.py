@@ -42,7 +42,8 @@ from workbench.study.file import known, mapping, relative, resolve
 from workbench.study.folder import begin
 from workbench.study.head import Head, count, listing, positive, read_head, share
 from workbench.study.lds import lds
-from workbench.study.validate_data_methods import DEFAULTS, Full, Method, computed, labels_of, mean_values, method
+from workbench.study.validate_data_methods import DEFAULTS, Full, Labels, Method, computed, mean_values, method, read_labels
+from workbench.study.validate_data_rehearsal import rehearse
 from workbench.study.validate_data_result import Outcome, Result, mean_rise, removal
 from workbench.study.validate_data_sheet import sheet
 
@@ -117,23 +118,22 @@ def _settings(body: Mapping[str, Any], folder: Path) -> Settings:
 def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str] = (), show: bool = True) -> Path:
     """Run a study of data attribution, or go on with it; returns the run's folder.
 
-    Raises: any InputError before the first file is written.
+    Raises: any InputError before the first file is written: recipe and methods are tried on a few rows first (`rehearse`).
     """
     plan = read(study, overrides)
     settings = plan.settings
     rows = {split: plan.head.rows(split) for split in SPLITS}
-    for one in settings.methods:
-        if one.kind == "labels":
-            for split in SPLITS:
-                labels_of(plan.head.data[split], "group" if split == "query" else one.member, rows[split])
+    labels = read_labels(settings.methods, plan.head.data, rows["train"], rows["query"])
     folder = Path(out) / plan.head.name
     model = _start(plan, rows["train"], rows["query"])
     on = Bench(folder, model, rows["train"], rows["query"], settings.recipe)
+    full = Full(on, folder)
     subsets = draw_subsets(len(on.train), settings.subsets, share=settings.share)
+    rehearse(full, settings.methods, settings.seeds, labels)
     begin(folder, plan.head.config(folder, "validate_data", _body(settings, folder)), RESULTS)
     bank = fill(on, subsets, settings.seeds, show=show)
     bank.save(folder / "bank.safetensors")
-    result = compare(on, bank, folder, settings, plan.head.data, show=show)
+    result = compare(full, bank, settings, labels, show=show)
     with new_file(folder / "methods.parquet") as aside:
         pd.DataFrame([one.as_dict() for one in result.outcomes]).to_parquet(aside, index=False)
     sheet(plan.head.title or plan.head.name, result).save(folder)
@@ -151,12 +151,9 @@ def _start(plan: Plan, train: Examples, query: Examples) -> Model:
     return model
 
 
-def compare(on: Bench, bank: Bank, folder: Path, settings: Settings, sources: Mapping[str, str], *, show: bool = True) -> Result:
-    """Every method against the bank, and against the removal of rows.
-
-    Args: sources: of the rows by split, where labels are read.
-    """
-    full = Full(on, folder)
+def compare(full: Full, bank: Bank, settings: Settings, labels: Labels | None, *, show: bool = True) -> Result:
+    """Every method against the bank, and against the removal of rows."""
+    on = full.on
     all_rows = np.ones(len(on.train), dtype=np.bool_)
     size = max(1, round(settings.remove * len(on.train)))
     start = np.stack([on.losses(all_rows, seed) for seed in settings.seeds])
@@ -164,7 +161,7 @@ def compare(on: Bench, bank: Bank, folder: Path, settings: Settings, sources: Ma
     random = np.stack([_without(on, rows, settings.seeds) - start for rows in progress(drops, label="random drops", show=show)])
     outcomes = []
     for one in progress(settings.methods, label="methods", show=show):
-        found = [computed(full, one, seed, sources) for seed in settings.seeds]
+        found = [computed(full, one, seed, labels) for seed in settings.seeds]
         values = mean_values(found)
         top = np.argsort(-values.mean(axis=0), kind="stable")[:size].tolist()
         rise = _without(on, top, settings.seeds) - start

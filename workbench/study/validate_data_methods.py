@@ -11,6 +11,7 @@ methods:
 rows' JSON lines.
 """
 
+import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from workbench.core.records import Examples, Provenance
 from workbench.core.registry import example_score, influence
 from workbench.core.store import existing, text_sha256
 from workbench.load.datasets import json_rows
+from workbench.load.models import Model
 from workbench.study.bank import Bench, retrain
 from workbench.study.file import mapping
 from workbench.train.loop import Trained
@@ -89,6 +91,15 @@ def method(name: str, raw: Any) -> Method:
     return Method(name, kind, found.name, body)
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What the rows' JSON lines say. train, query: the group of every row.   clean: of every training row, where asked for."""
+
+    train: list[str | bool]
+    query: list[str | bool]
+    clean: list[str | bool]
+
+
 @dataclass(eq=False)
 class Full:
     """The models that saw every row, trained when they are first asked for; and where what is computed on them is kept."""
@@ -107,14 +118,26 @@ class Full:
         return self.trained[seed]
 
 
-def computed(full: Full, method: Method, seed: int, sources: Mapping[str, str]) -> Influence:
+def place(full: Full, method: Method, seed: int, labels: Labels | None) -> Path:
+    """The file of one method on the model of one seed: its name is a hash of all that decides the values."""
+    causes: list[Any] = [*full.on.causes, method.plain, seed]
+    if method.kind == "labels" and labels is not None:
+        causes.append([labels.train, labels.query, labels.clean if method.member == "clean" else []])
+    if method.member == "ekfac":
+        causes.append(_version("kronfluence"))
+    return full.folder / "influence" / f"{text_sha256(causes)}.safetensors"
+
+
+def computed(full: Full, method: Method, seed: int, labels: Labels | None) -> Influence:
     """One method on the model of one seed, from its file or computed and kept, with the seconds it took in provenance.notes."""
-    causes = [*full.on.causes, method.plain, seed, {key: str(sources[key]) for key in sources} if method.kind == "labels" else None]
-    path = full.folder / "influence" / f"{text_sha256(causes)}.safetensors"
+    path = place(full, method, seed, labels)
     if not path.exists():
-        full.model(seed)  # its training is no part of the method's seconds
+        on, trained = full.on, full.model(seed)  # its training is no part of the method's seconds
         begin = time.perf_counter()
-        found = _labelled(full.on, method, sources) if method.kind == "labels" else _called(full, method, seed)
+        if method.kind == "labels" and labels is not None:
+            found = _labelled(on, method, labels)
+        else:
+            found = called(on.model, method, on.query, on.train, trained)
         notes = {**found.provenance.notes, "seconds": time.perf_counter() - begin}
         replace(found, provenance=replace(found.provenance, notes=notes)).save(path)
     return Influence.load(path)
@@ -125,30 +148,48 @@ def mean_values(found: Sequence[Influence]) -> Float[np.ndarray, "query train"]:
     return np.mean([one.values for one in found], axis=0)
 
 
-def _called(full: Full, method: Method, seed: int) -> Influence:
-    """A registered member, on the model of a seed, or from its start over its checkpoints."""
-    on, trained = full.on, full.model(seed)
+def called(model: Model, method: Method, query: Examples, train: Examples, trained: Trained) -> Influence:
+    """A registered member on the model that `trained` leads to, or from its start over its checkpoints."""
     given = {"checkpoints": trained.checkpoints, "moments": trained.moments}
     options = {key: given.get(key, value) for key, value in method.options.items()}
     if method.kind == "influence":
         function = influence[method.member].function
         if "checkpoints" in options:
-            return function(on.model, on.query, on.train, **options)
-        with applied(on.model, trained.delta):
-            return function(on.model, on.query, on.train, **options)
-    with applied(on.model, trained.delta):
-        scores = example_score[method.member].function(on.model, on.train, **options)
-    return Influence(np.tile(scores.values, (len(on.query), 1)), tuple(on.query.ids), tuple(on.train.ids), scores.provenance)
+            return function(model, query, train, **options)
+        with applied(model, trained.delta):
+            return function(model, query, train, **options)
+    with applied(model, trained.delta):
+        scores = example_score[method.member].function(model, train, **options)
+    return Influence(np.tile(scores.values, (len(query), 1)), tuple(query.ids), tuple(train.ids), scores.provenance)
 
 
-def _labelled(on: Bench, method: Method, sources: Mapping[str, str]) -> Influence:
+def _labelled(on: Bench, method: Method, labels: Labels) -> Influence:
     """What the rows' own labels say: no model is asked."""
-    group = {split: labels_of(sources[split], "group", rows) for split, rows in (("train", on.train), ("query", on.query))}
-    values = np.equal.outer(np.array(group["query"]), np.array(group["train"])).astype(np.float64)
+    values = np.equal.outer(np.array(labels.query), np.array(labels.train)).astype(np.float64)
     if method.member == "clean":
-        values *= np.array([bool(one) for one in labels_of(sources["train"], "clean", on.train)])
+        values *= np.array([bool(one) for one in labels.clean])
     about = Provenance("labels", on.model.fingerprint(), {"train": on.train.fingerprint()}, {"labels": method.member})
     return Influence(values, tuple(on.query.ids), tuple(on.train.ids), about)
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def read_labels(methods: Sequence[Method], sources: Mapping[str, str], train: Examples, query: Examples) -> Labels | None:
+    """The labels that these methods ask for, None if none does; read once, before anything is computed.
+
+    Raises: as `labels_of`.
+    """
+    asked = {one.member for one in methods if one.kind == "labels"}
+    if not asked:
+        return None
+    clean = labels_of(sources["train"], "clean", train) if "clean" in asked else []
+    return Labels(labels_of(sources["train"], "group", train), labels_of(sources["query"], "group", query), clean)
 
 
 def labels_of(source: str, key: str, rows: Examples) -> list[str | bool]:

@@ -50,10 +50,10 @@ def _reading(result: Result, trust: Reliability) -> str:
         f"{'seeds' if seeds > 1 else 'seed'}, and {len(result.outcomes)} methods had to tell beforehand how well each would do on "
         f"{queries} queries."
     ]
-    if np.isfinite(trust.ceiling):
+    if np.isfinite(trust.ceiling.value):
         said.append(
-            f"The seeds agree about the order of the models with a rank correlation of {trust.one_seed:.2f}; a method that knew "
-            f"the expected loss would score about {trust.ceiling:.2f}."
+            f"Seeds agree about the order of the models with r = {trust.one_seed:.2f}; knowing the expected losses would score "
+            f"about {trust.ceiling.value:.2f}."
         )
     if ranked:
         parts = [f"{one.method.name} {one.lds.estimate.value:.2f}" for one in ranked[:3]]
@@ -62,29 +62,33 @@ def _reading(result: Result, trust: Reliability) -> str:
     if base is not None:
         cells = [(one.method.name, over(one, base)) for one in ranked if one is not base and one.method.kind != "labels"]
         better = [name for name, cell in cells if isinstance(cell, tuple) and cell[1] > 0]
-        said.append(
-            f"Better than words alone ({base.method.name}), with an interval above 0: {listed(better) if better else 'no method'}."
-        )
+        said.append(_who(better, f"better than words alone ({base.method.name}) with its interval above 0"))
     hit = [one.method.name for one in result.outcomes if one.removal.beyond.low > 0]
-    said.append(
-        f"Without the {result.removed} rows that a method ranks highest the queries suffer more than without as many random "
-        f"rows for {listed(hit) if hit else 'no method'}."
-    )
+    said.append(_who(hit, f"better than chance at naming {result.removed} rows that the queries need, with its interval above 0"))
     return " ".join(said)
+
+
+def _who(names: Sequence[str], what: str) -> str:
+    """A sentence about the methods that were `what`, or that none was."""
+    if not names:
+        return f"No method was {what}."
+    return (
+        f"{listed(names)} {'was' if len(names) == 1 else 'were'} {what if len(names) == 1 else what.replace(' its ', ' their ')}."
+    )
 
 
 def _predicting(result: Result, trust: Reliability) -> Section:
     """The linear datamodeling score of every method."""
     base = baseline(result.outcomes)
     dots = [Dot(one.method.name, "method", *_cell(one.lds.estimate)) for one in result.outcomes]
-    if np.isfinite(trust.ceiling):
-        dots.append(Dot("ceiling: the expected loss itself", CEILING, trust.ceiling, float("nan"), float("nan")))
+    if np.isfinite(trust.ceiling.value):
+        dots.append(Dot("ceiling: the expected loss itself", CEILING, *_cell(trust.ceiling)))
     versus = () if base is None else (f"minus {base.method.name}",)
     said = any(one.lds.note for one in result.outcomes)
     rows: list[tuple[Cell, ...]] = []
     for one in result.outcomes:
         against: tuple[Cell, ...] = () if base is None else (NONE if one is base else over(one, base),)
-        part = one.lds.estimate.value / trust.ceiling if np.isfinite(trust.ceiling) else float("nan")
+        part = one.lds.estimate.value / trust.ceiling.value
         rows.append((one.method.name, _cell(one.lds.estimate), *against, part, one.seconds, *([one.lds.note] if said else [])))
     return Section(
         "Which method predicts retraining?",
@@ -130,9 +134,9 @@ def _bank(result: Result, trust: Reliability) -> Section:
         ("mean loss of the queries, nats per token", float(losses.mean())),
         ("spread of a query's loss over models (sd of seed means)", float(losses.mean(axis=1).std(axis=0).mean())),
         ("standard error of one query's score at 0, 1/sqrt(models - 1)", (models - 1) ** -0.5),
-        ("agreement of two seeds, r", trust.one_seed),
-        ("reliability of the mean over seeds, R r / (1 + (R - 1) r)", trust.mean_of_seeds),
-        ("ceiling, the square root of that", trust.ceiling),
+        ("agreement of two seeds, r, mean over queries", trust.one_seed),
+        ("reliability of the mean over seeds, R r / (1 + (R - 1) r), mean over queries", trust.mean_of_seeds),
+        ("ceiling, the mean over queries of the root of that", _cell(trust.ceiling)),
     ]
     if trust.note:
         rows.append(("note", trust.note))

@@ -49,8 +49,11 @@ def gradient_dots(
     """
     if not directions:
         raise DataError("gradient_dots: there are no directions to multiply the gradients with.")
+    check_names(model, names, "gradient_dots")
     chosen = {name for one in directions for name in one}
     wanted = chosen if names is None else chosen & set(names)
+    if not wanted:
+        raise DataError("gradient_dots: no direction has a parameter to look at; are the directions empty, or names of others?")
     found = Products(_zeros(model, len(rows), len(directions)), None)
     return _fill(found, model, rows, directions, loss, wanted, batch_tokens, show, "gradient_dots").dots
 
@@ -162,7 +165,7 @@ def check_names(model: Model, names: Collection[str] | None, label: str) -> None
         if name not in shapes:
             raise unknown("parameter in names", name, shapes)
     if names is not None and not names:
-        raise DataError(f"{label}: there are no parameters to look at; names is empty, or no direction has one of them.")
+        raise DataError(f"{label}: names is empty, so there are no parameters to look at; None stands for all.")
 
 
 def _zeros(model: Model, *shape: int) -> Tensor:

@@ -31,6 +31,7 @@ from workbench.trace.gradients import ExampleLoss, Weights, check_finite_all, fi
 from workbench.trace.watch import Unsupported, Watcher, check_shared, shared, watched
 
 Found = dict[tuple[str, str], Weights]
+_BACKWARD = frozenset({"gradient", "square"})  # what needs a backward pass
 
 
 class Wanted(NamedTuple):
@@ -66,16 +67,14 @@ class _Pass(Watcher):
     called: set[str] = field(default_factory=set)
 
     def of(self, set: str, name: str, parameter: Tensor) -> Sums:
-        """The accumulators of a parameter for one set."""
-        return Sums(*(self._total(set, quantity, name, parameter) for quantity in ("gradient", "square")))
-
-    def _total(self, set: str, quantity: str, name: str, parameter: Tensor) -> Tensor | None:
-        if quantity not in self.wanted[set].quantities:
-            return None
-        totals = self.sums.setdefault((set, quantity), {})
-        if name not in totals:
-            totals[name] = torch.zeros_like(wide(parameter.detach()))
-        return totals[name]
+        """The accumulators of a parameter for one set; None for what is not wanted of it."""
+        found: list[Tensor | None] = []
+        for quantity in ("gradient", "square"):
+            totals = self.sums.setdefault((set, quantity), {}) if quantity in self.wanted[set].quantities else None
+            if totals is not None and name not in totals:
+                totals[name] = torch.zeros_like(wide(parameter.detach()))
+            found.append(None if totals is None else totals[name])
+        return Sums(*found)
 
     def arrived(self, module: nn.Module, path: str, owned: dict[str, str], x: Tensor) -> None:
         """A second call in one pass is refused where squares or inputs are wanted; input norms are added up."""
@@ -85,10 +84,32 @@ class _Pass(Watcher):
         if isinstance(module, nn.Linear | Conv1D) and "weight" in owned:
             _add_inputs(self, owned["weight"], x)
 
+    @torch.no_grad()
     def returned(self, module: nn.Module, path: str, owned: dict[str, str], x: Tensor, s: Tensor) -> None:
         """Add this module's share of its parameters' gradients, for every set in the batch."""
         del path
-        _collect(self, module, owned, x, s)
+        for set, rows in self.parts:
+            if not self.wanted[set].quantities & _BACKWARD:
+                continue
+            sums = {key: self.of(set, name, getattr(module, key)) for key, name in owned.items()}
+            tied = owned.get("weight") in self.tied
+            if isinstance(module, nn.Linear | Conv1D):
+                if "weight" in sums:
+                    ids = self.batch.tokens[rows] if tied else None
+                    crossed = linear(sums["weight"], x[rows], s[rows], turned=isinstance(module, Conv1D), ids=ids)
+                    if tied:
+                        self.crossed[set] = crossed
+                if "bias" in sums:
+                    each = wide(s[rows]).sum(1)
+                    for total, value in zip(sums["bias"], (each, each.square()), strict=True):
+                        if total is not None:
+                            total.add_(value.sum(0))
+            elif type(module) is nn.Embedding:
+                lookup(
+                    sums["weight"], x[rows], s[rows], padding=module.padding_idx, crossed=self.crossed.get(set) if tied else None
+                )
+            else:
+                rerun(module, sums, x[rows], s[rows])
 
 
 def moments(
@@ -123,12 +144,12 @@ def moments(
                 raise
     found: Found = {}
     for set, quantity in asked:
-        rows, loss, told = wanted[set].rows, wanted[set].loss, f"{label}, {set}"
-        if quantity == "gradient":
-            some = mean_gradient(model, rows, loss, names=names, batch_tokens=batch_tokens, show=show, label=told)
+        of = model, wanted[set].rows, wanted[set].loss
+        if quantity == "square":
+            found[set, quantity] = fisher(*of, names=names, show=show)
         else:
-            some = fisher(model, rows, loss, names=names, show=show)
-        found[set, quantity] = some
+            told = f"{label}, {set}"
+            found[set, quantity] = mean_gradient(*of, names=names, batch_tokens=batch_tokens, show=show, label=told)
     return found
 
 
@@ -138,7 +159,7 @@ def _together(
     """All sets in shared batches."""
     every = [(set, i) for set, one in wanted.items() for i in range(len(one.rows))]
     rows = [wanted[set].rows[i] for set, i in every]
-    backward = any(one.quantities & {"gradient", "square"} for one in wanted.values())
+    backward = any(one.quantities & _BACKWARD for one in wanted.values())
     with tracked(model, names) as parameters, nullcontext() if backward else torch.no_grad():
         if backward:
             verify(model, wanted, parameters)
@@ -152,8 +173,7 @@ def _together(
 
 
 def _pass(model: Model, wanted: Mapping[str, Wanted], parameters: Mapping[str, nn.Parameter]) -> _Pass:
-    names = {id(p): name for name, p in parameters.items()}
-    several = shared(model, names)
+    several = shared(model, names := {id(p): name for name, p in parameters.items()})
     if any("square" in one.quantities for one in wanted.values()):  # gradients add up, squares do not
         check_shared(several)
     return _Pass(model, wanted, names, frozenset(several))
@@ -172,11 +192,8 @@ def _step(now: _Pass, chosen: list[tuple[str, int]], *, backward: bool) -> None:
     out = logits(now.model, now.batch)
     if backward:
         passed = Forward(answer_logprobs(out, now.batch.tokens, now.batch.answer), now.batch.answer)
-        losses = [
-            now.wanted[part.set].loss(Forward(*(t[part.rows] for t in passed)), members[part.set])
-            for part in now.parts
-            if now.wanted[part.set].quantities & {"gradient", "square"}
-        ]
+        asked = [part for part in now.parts if now.wanted[part.set].quantities & _BACKWARD]
+        losses = [now.wanted[set].loss(Forward(*(t[at] for t in passed)), members[set]) for set, at in asked]
         if losses:
             torch.cat(losses).sum().backward()
     now.crossed.clear()
@@ -190,31 +207,6 @@ def _add_inputs(now: _Pass, name: str, x: Tensor) -> None:
             used = wide(x[rows][now.batch.attention[rows]])
             sums = now.sums.setdefault((set, "inputs"), {})
             sums[name] = sums.get(name, 0) + used.square().sum(0, dtype=torch.float64)
-
-
-@torch.no_grad()
-def _collect(now: _Pass, module: nn.Module, owned: dict[str, str], x: Tensor, s: Tensor) -> None:
-    """Add this module's share of its parameters' gradients, for every set in the batch."""
-    for set, rows in now.parts:
-        if not now.wanted[set].quantities & {"gradient", "square"}:
-            continue
-        sums = {key: now.of(set, name, getattr(module, key)) for key, name in owned.items()}
-        tied = owned.get("weight") in now.tied
-        if isinstance(module, nn.Linear | Conv1D):
-            if "weight" in sums:
-                ids = now.batch.tokens[rows] if tied else None
-                crossed = linear(sums["weight"], x[rows], s[rows], turned=isinstance(module, Conv1D), ids=ids)
-                if tied:
-                    now.crossed[set] = crossed
-            if "bias" in sums:
-                each = wide(s[rows]).sum(1)
-                for total, value in zip(sums["bias"], (each, each.square()), strict=True):
-                    if total is not None:
-                        total.add_(value.sum(0))
-        elif type(module) is nn.Embedding:
-            lookup(sums["weight"], x[rows], s[rows], padding=module.padding_idx, crossed=now.crossed.get(set) if tied else None)
-        else:
-            rerun(module, sums, x[rows], s[rows])
 
 
 def verify(model: Model, wanted: Mapping[str, Wanted], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -241,9 +233,8 @@ def verify(model: Model, wanted: Mapping[str, Wanted], parameters: Mapping[str, 
             handles.callback(p.register_post_accumulate_grad_hook(compare).remove)
         with watched(model, now):
             _step(now, shortest, backward=True)
-    strange += [name for sums in now.sums.values() for name in sums]  # what autograd never reached
-    if strange:
-        raise Unsupported(f"{strange[0]} is used outside its module.")
+    for name in [*strange, *(name for sums in now.sums.values() for name in sums)]:  # these autograd never reached
+        raise Unsupported(f"{name} is used outside its module.")
 
 
 def _means(now: _Pass, parameters: Mapping[str, nn.Parameter], label: str) -> Found:
@@ -254,8 +245,6 @@ def _means(now: _Pass, parameters: Mapping[str, nn.Parameter], label: str) -> Fo
             sums = now.sums.pop((set, quantity), {})
             n = sum(len(row.tokens) for row in one.rows) if quantity == "inputs" else len(one.rows)
             if quantity != "inputs":
-                sums = {
-                    name: sums.pop(name) if name in sums else torch.zeros_like(wide(p.detach())) for name, p in parameters.items()
-                }
+                sums = {k: sums.pop(k) if k in sums else torch.zeros_like(wide(p.detach())) for k, p in parameters.items()}
             found[set, quantity] = check_finite_all({name: value.div_(n) for name, value in sums.items()}, f"{label}, {set}")
     return found

@@ -1,19 +1,15 @@
 """Which rows does an edit move: the change of every row's loss that a Delta makes, predicted from its first step."""
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from workbench.core.delta import Delta, applied
-from workbench.core.numerics import check_finite
 from workbench.core.records import Examples, Provenance
 from workbench.core.row_scores import RowScores
-from workbench.core.runtime import progress
-from workbench.load.batches import Encoded, by_length, collate, encode_all
+from workbench.load.batches import encode_all
 from workbench.load.models import Model
 from workbench.trace.along import Method, directional_derivatives, pick_method
-from workbench.trace.forward import forward
-from workbench.trace.gradients import nll
+from workbench.trace.forward import row_nll
 
 
 def edit_to_data(
@@ -22,7 +18,7 @@ def edit_to_data(
     rows: Examples,
     *,
     method: Method = "auto",
-    eps: float = 1e-3,
+    eps: float | None = None,
     exact: bool = False,
     batch_tokens: int = 4096,
     show: bool = False,
@@ -43,15 +39,13 @@ def edit_to_data(
     Raises: MismatchError for a Delta of another model; what `directional_derivatives` raises.
     """
     coded = encode_all(model, rows)
-    with applied(model, delta.scaled(0.0)):  # refuses the Delta of another model, whatever the method
-        pass
     chosen = pick_method(model, coded, delta) if method == "auto" else method
     values = directional_derivatives(model, coded, delta, method=chosen, eps=eps, batch_tokens=batch_tokens, show=show)
     columns: dict[str, Float64[Tensor, "row"]] = {}
     if exact:
-        before = _losses(model, coded, batch_tokens, show)
+        before = row_nll(model, coded, batch_tokens=batch_tokens)
         with applied(model, delta):
-            after = _losses(model, coded, batch_tokens, show)
+            after = row_nll(model, coded, batch_tokens=batch_tokens)
         columns = {"exact": after - before, "before": before}
     about = Provenance(
         "edit_to_data",
@@ -71,13 +65,3 @@ def edit_to_data(
         "nats per token",
         {name: value.numpy() for name, value in columns.items()},
     )
-
-
-@torch.no_grad()
-def _losses(model: Model, rows: list[Encoded], batch_tokens: int, show: bool) -> Float64[Tensor, "row"]:
-    """Mean NLL per answer token of every row."""
-    out = torch.zeros(len(rows), dtype=torch.float64)
-    for chosen in progress(list(by_length(rows, max_tokens=batch_tokens)), label="losses", show=show):
-        out[chosen] = nll(forward(model, collate([rows[i] for i in chosen], device=model.device)), chosen).double().cpu()
-    check_finite("edit_to_data: losses", out)
-    return out

@@ -8,20 +8,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.core.numerics import answer_length, answer_logits, generator
+from workbench.core.store import text_sha256
 from workbench.load.batches import Batch, Encoded, collate
 from workbench.load.models import Model
 from workbench.trace.forward import logits
 
 
 class Drawn:
-    """Rows as tokens, each answer token with a number from [0, 1) that will pick its label from the model's distribution."""
+    """Rows as tokens, each answer token with a number from [0, 1) that will pick its label from the model's distribution.
 
-    def __init__(self, rows: Sequence[Encoded], seed: int) -> None:
-        self.rows = rows
-        self.draws = [
-            torch.rand(len(row.tokens) - row.start, generator=generator(1_000_003 * seed + i), dtype=torch.float64)
-            for i, row in enumerate(rows)
-        ]
+    The numbers depend on the seed, on which of the `draws` of a row this is, and on the row's tokens, not on its place.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], seed: int, draws: int = 1) -> None:
+        self.rows = [row for _ in range(draws) for row in rows]
+        self.draws = [_numbers(row, seed, k) for k in range(draws) for row in rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -33,6 +34,11 @@ class Drawn:
     def batch(items: Sequence[tuple[Encoded, Tensor]]) -> dict[str, Tensor]:
         """One padded batch; `draws` are those of all answer tokens, row after row."""
         return {**collate([row for row, _ in items])._asdict(), "draws": torch.cat([draws for _, draws in items])}
+
+
+def _numbers(row: Encoded, seed: int, draw: int) -> Float[Tensor, "answer_token"]:
+    source = generator(int(text_sha256([seed, draw, row.tokens, row.start])[:15], 16))
+    return torch.rand(len(row.tokens) - row.start, generator=source, dtype=torch.float64)
 
 
 class Answers(NamedTuple):

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from workbench.attribute.data.same_rows import same_rows
 from workbench.core.delta import applied
 from workbench.core.errors import InputError, MismatchError, NumericsError, ShapeError, unknown
 from workbench.core.influence import Influence
@@ -89,6 +90,7 @@ def gradient_similarity(
         dtype=str(model.dtype),
         reduction="mean NLL per answer token of each row",
         tokens=sum(len(row.tokens) for row in (*rows, *queries)),
+        notes=same_rows(query, train),
     )
     total = torch.zeros(len(queries), len(rows), dtype=torch.float64)
     weights = [1.0] if rates is None else [rate / sum(rates) if kind == "cosine" else rate for rate in rates]

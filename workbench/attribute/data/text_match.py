@@ -4,9 +4,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from workbench.attribute.data.same_rows import same_rows
 from workbench.core.errors import InputError
 from workbench.core.influence import Influence
 from workbench.core.records import Example, Examples, Provenance
@@ -51,7 +53,8 @@ def text_match(model: Model, query: Examples, train: Examples, *, k1: float = 1.
             tf = np.array([documents[i][word] for i in rows], dtype=np.float64)
             idf = math.log(1 + (len(train) - len(rows) + 0.5) / (len(rows) + 0.5))
             values[q, rows] += times * idf * tf * (k1 + 1) / (tf + discount[rows])
-    return Influence(values, tuple(query.ids), tuple(train.ids), _about(model, query, train, "text_match", {"k1": k1, "b": b}))
+    about = replace(_about(model, query, train, "text_match", {"k1": k1, "b": b}), notes=same_rows(query, train))
+    return Influence(values, tuple(query.ids), tuple(train.ids), about)
 
 
 @influence

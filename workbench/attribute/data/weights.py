@@ -25,7 +25,7 @@ from workbench.core.svg import clean, percent, tag
 from workbench.load.batches import encode_all
 from workbench.load.models import Model
 from workbench.load.weights import transposed
-from workbench.trace.dots import row_blocks, row_bytes
+from workbench.trace.dots import check_names, row_blocks, row_bytes
 from workbench.trace.gradients import Weights
 
 if TYPE_CHECKING:
@@ -113,11 +113,13 @@ def data_to_weights(
             rows where no other head reads them: "layer.head"); "row" (every output of every matrix, vectors as a whole).
         names: the parameters to look at; all without. A share is of these.
         batch_tokens: largest padded batch, in tokens.
-    Raises: NumericsError for a row whose gradient is zero; InputError for heads without their tensors in `names`; ModelError if the
-        architecture has no heads that can be told apart.
+    Raises: NumericsError for a row whose gradient is zero; UnknownNameError for one of `names` that the model lacks, DataError if
+        there are none, InputError for heads without their tensors in it; ModelError if the architecture has no heads that can be
+        told apart.
     """
     if by not in ("tensor", "layer", "head", "row"):
         raise unknown("kind of part", by, ("tensor", "layer", "head", "row"))
+    check_names(model, names, "data_to_weights")
     shapes = {name: shape for name, shape in model.shapes().items() if names is None or name in names}
     split = _splitter(model, shapes, by)
     found, norms = _shares(model, rows, split, names, batch_tokens, show)
