@@ -55,18 +55,20 @@ def _rows(found: "Diagnosis") -> Section:
 def _answers(found: "Diagnosis") -> Section | None:
     """The rows that lost most, in words."""
     by_id = {row["id"]: row for row in records(found.rows)}
-    lines: list[tuple[Cell, ...]] = []
-    for row in records(found.answers):
-        numbers = by_id[row["id"]]["change"], by_id[row["id"]]["q"]
-        lines.append((shorten(row["prompt"], TEXT), "question", shorten(row["id"], ID), *numbers))
-        said = {"right answer": "response", "said before": "before", "said after": "after"}
-        lines += [(shorten(row[key], TEXT), what, "", "", "") for what, key in said.items()]
+    lines: list[tuple[Cell, ...]] = [
+        (
+            shorten(row["id"], ID),
+            *(shorten(row[key], TEXT) for key in ("prompt", "response", "before", "after")),
+            by_id[row["id"]]["change"],
+        )
+        for row in records(found.answers)
+    ]
     if not lines:
         return None
     return Section(
         "The rows that lost most, in words",
         "What the model answered before and after, greedily.",
-        columns=("text", "what", "row", "rise", "adjusted p"),
+        columns=("row", "question", "right answer", "before", "after", "rise"),
         rows=tuple(lines),
     )
 
