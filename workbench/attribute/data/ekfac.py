@@ -7,8 +7,8 @@ from the model,
     influence of row i on query q = sum over maps of  < Q_S [ (Q_S^T G_q Q_A) / (Lambda + damping) ] Q_A^T,  G_i >,
 with G_i and G_q the gradients of the mean NLL per answer token of row and query: the loss that `train.fit` minimizes on answers.
 Labels enter with the weight 1/sqrt(T) a token, T answer tokens, which makes E[G^2] the Fisher information of that mean. A is over
-all real tokens, the prompt's among them, as in kronfluence; at lm_head, where s is 0 on the prompt, its eigenvectors are therefore not
-quite those of the states that predict answers.
+all real tokens, the prompt's among them, as in kronfluence; at lm_head, where s is 0 on the prompt, its eigenvectors are therefore
+not quite those of the states that predict answers.
 
 kronfluence's own examples sum the NLL over tokens, so that long rows weigh more, and draw labels anew in every pass; here each
 row's draws depend on the seed and its tokens alone, so neither order, nor the size of a batch, nor padding changes them. The scores
