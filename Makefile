@@ -40,7 +40,7 @@ organism: .venv/installed  ## train the bundled models again (half an hour on tw
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook,influence]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook,influence,lm-eval,peft]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps kronfluence  # its torchvision breaks transformers
 	touch $@
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 # Public name -> where it lives. Imported on first use: `import workbench` loads neither torch nor transformers.
 _HOME = {
