@@ -8,7 +8,17 @@ import torch
 
 from tests.reference import numerics as truth
 from workbench.core.errors import NumericsError, ShapeError
-from workbench.core.numerics import Forward, answer_logits, answer_logprobs, isolated_rng, mean_nll, permutation, sequence_logprob
+from workbench.core.numerics import (
+    Forward,
+    answer_forward,
+    answer_logits,
+    answer_logprobs,
+    isolated_rng,
+    mean_nll,
+    permutation,
+    sequence_logprob,
+    token_mean,
+)
 
 
 def case(dtype=torch.float64):
@@ -52,6 +62,26 @@ def test_reductions_by_hand():
     assert sequence_logprob(passed).tolist() == [-6.0, -4.0]
     # (1 + 2 + 3) / 3 and 4 / 1; the mean over all tokens of the batch would be 10 / 4
     assert mean_nll(passed).tolist() == [2.0, 4.0]
+
+
+def test_a_pass_keeps_its_logits_if_asked():
+    logits, tokens, answer = case()
+    assert answer_forward(logits, tokens, answer)[2:] == (None, None)
+    passed = answer_forward(logits, tokens, answer, keep_logits=True)
+    assert torch.equal(passed.logits, answer_logits(logits, answer))
+    assert passed.target.tolist() == [3, 4, 0, 0, 2, 0]
+    torch.testing.assert_close(passed.logits.log_softmax(-1)[range(6), passed.target], passed.logprob[answer], rtol=1e-12, atol=0)
+    last = passed.part(1, 3)
+    assert torch.equal(last.logits, passed.logits[3:])
+    assert last.target.tolist() == [0, 2, 0]
+    assert Forward(passed.logprob, passed.mask).part(0, 2).logits is None
+
+
+def test_token_means_by_hand():
+    mask = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)
+    assert token_mean(torch.tensor([1.0, 2.0, 6.0, 5.0]), mask).tolist() == [3.0, 5.0]
+    with pytest.raises(ShapeError, match="row 1 of the batch has no answer token"):
+        token_mean(torch.tensor([1.0]), torch.tensor([[True], [False]]))
 
 
 def test_answer_at_position_zero_is_refused():

@@ -6,8 +6,8 @@ import pytest
 from tests.evaluate.cases import FULL, RETAIN, answers, random_answers
 from tests.reference import tofu_metrics as slow
 from workbench.core.errors import DataError, InputError
+from workbench.core.ks import ks_distances
 from workbench.evaluate.forget_quality import (
-    _distance,
     forget_quality,
     ks_distance,
     log_truth_ratio_difference,
@@ -53,7 +53,7 @@ def test_reference(aggregate, seed):
 def test_vectorized_distance_with_ties():
     draw = np.random.default_rng(0).integers(0, 6, size=(40, 9, 2)).astype(float)
     want = [slow.ks_distance(list(x[:, 0]), list(x[:, 1])) for x in draw]
-    np.testing.assert_allclose(_distance(draw), want, atol=1e-12)
+    np.testing.assert_allclose(ks_distances(draw), want, atol=1e-12)
 
 
 def test_a_model_against_itself():

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from tests.evaluate.cases import FULL, RETAIN, answers, random_answers
+from tests.evaluate.cases import FULL, NAN, RETAIN, answers, random_answers
 from tests.reference import tofu_metrics as slow
-from workbench.core.errors import DataError
+from workbench.core.errors import DataError, UnknownNameError
 from workbench.evaluate.logs import read_logs
 from workbench.evaluate.probability import probability
 
@@ -40,3 +40,12 @@ def test_no_rows_is_an_error_not_zero():
 def test_nan_names_the_row():
     with pytest.raises(DataError, match="row 'r1' is NaN"):
         answers([1.0, float("nan")])
+
+
+def test_paraphrase():
+    given = answers([1.0, 2.0], paraphrase=[3.0, 0.5])
+    np.testing.assert_allclose(probability(given, variant="paraphrase"), [np.exp(-3), np.exp(-0.5)], rtol=1e-15)
+    with pytest.raises(DataError, match="row 'r1' of 'rows' has no paraphrase"):
+        probability(answers([1.0, 2.0], paraphrase=[3.0, NAN]), variant="paraphrase")
+    with pytest.raises(UnknownNameError, match="unknown variant of probability 'paraphras'. Did you mean 'paraphrase'"):
+        probability(given, variant="paraphras")

@@ -29,6 +29,14 @@ def test_equal_texts_are_one_in_any_script_and_silence_is_zero():
     assert rouge_l_f_of(reference="a b", hypothesis="") == 0.0
 
 
+def test_without_the_stemmer():
+    # "he runs" and "he is running" share "he": 2 * 1 / 5; of a table, as MUSE's code
+    assert rouge_l_f_of(reference="he runs", hypothesis="he is running", stemmer=False) == pytest.approx(2 / 5, rel=1e-12)
+    table = answers([1.0], truth=["he runs"], generated=["he is running"])
+    np.testing.assert_allclose(rouge_l_f(table, stemmer=False), [2 / 5], rtol=1e-12)
+    np.testing.assert_allclose(rouge_l_f(table), [4 / 5], rtol=1e-12)
+
+
 def test_of_a_table():
     table = answers([1.0, 1.0], truth=["a b", "c"], generated=["a", "c"])
     np.testing.assert_allclose(rouge_l_f(table), [2 / 3, 1], rtol=1e-12)

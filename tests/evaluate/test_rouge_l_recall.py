@@ -45,6 +45,19 @@ def test_published_means():
     assert rouge_l_recall(read_logs(RETAIN)["forget"]).mean() == pytest.approx(0.4082, abs=5e-5)
 
 
+def test_with_and_without_the_stemmer():
+    # "he runs" against "he is running": 2 of 2 with stems, 1 of 2 without
+    table = read(("he runs", "he is running"))
+    np.testing.assert_array_equal(rouge_l_recall(table), [1])
+    np.testing.assert_array_equal(rouge_l_recall(table, stemmer=False), [1 / 2])
+    # a log's recall is stemmed: without, it is computed from the texts, or refused where there are none
+    logged = answers([1.0], truth=["he runs"], generated=["he is running"], recall=[0.9])
+    assert rouge_l_recall(logged).tolist() == [0.9]
+    assert rouge_l_recall(logged, stemmer=False).tolist() == [0.5]
+    with pytest.raises(InputError, match="no generated text for row 'r0'"):
+        rouge_l_recall(answers([1.0], recall=[0.9]), stemmer=False)
+
+
 def test_permutes():
     table = read(("a b c", "a c"), ("x y", "y"), ("k", "k"))
     np.testing.assert_array_equal(rouge_l_recall(table.take([2, 0, 1])), rouge_l_recall(table)[[2, 0, 1]])

@@ -7,7 +7,7 @@ import pytest
 import workbench as wb
 from tests.evaluate.cases import ROOT, STORY, answers
 from workbench.core.errors import DataError, InputError, ShapeError
-from workbench.evaluate.table import COLUMNS, TokenTable
+from workbench.evaluate.table import COLUMNS, NO_END, TokenTable
 from workbench.evaluate.tokens import tokens
 
 
@@ -48,6 +48,27 @@ def test_mean_nll_by_hand(table):
         logprob=np.array([-1, -2, -4], dtype=np.float32),
     )
     np.testing.assert_array_equal(small.mean_nll(), [[1.5, np.nan], [4, np.nan]])
+
+
+def test_take(table):
+    few = table.take([3, 0])
+    assert (few.ids, few.truth, few.generated) == tuple(
+        tuple(getattr(table, name)[i] for i in (3, 0)) for name in ("ids", "truth", "generated")
+    )
+    for new, old in ((0, 3), (1, 0)):
+        for name in ("variant", *COLUMNS):
+            np.testing.assert_array_equal(getattr(few, name)[few.row == new], getattr(table, name)[table.row == old], err_msg=name)
+    np.testing.assert_array_equal(few.mean_nll(), table.mean_nll()[[3, 0]])
+    with pytest.raises(InputError, match="take was given -1 to 0, expected 0 to 3"):
+        table.take([0, -1])
+    with pytest.raises(DataError, match="take was given no position"):
+        table.take([])
+
+
+def test_the_end_of_text_token_is_kept(table, tmp_path):
+    for end in (None, 2, NO_END):
+        replace(table, end=end).save(tmp_path / f"{end}.parquet")
+        assert TokenTable.load(tmp_path / f"{end}.parquet").end == end
 
 
 def test_frame_and_repr(table):

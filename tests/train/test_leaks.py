@@ -21,11 +21,13 @@ from workbench.load.batches import encode_all
 from workbench.train import AnswerTask, Check, fit
 from workbench.train.masters import masters
 
-OBJECTIVES = objective.names()
+# whos_harry_potter trains another model first, all of it; rmu has no gradient behind its layer, and a mask of its own without one
+OBJECTIVES = [member.name for member in objective if member.about["procedure"] != "reinforced"]
+WHOLE = [name for name in OBJECTIVES if objective[name].about["reads"] != "states"]
 UNLISTED, NOTHING = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"  # no entry of these may move
 EVERYTHING = "model.layers.1.self_attn.v_proj.weight"
 SOME = "model.layers.0.mlp.up_proj.weight"
-CLIP = 0.5
+CLIP = 0.1  # below the gradients of every objective here
 LEAKY = {"epochs": 4, "batch_size": 2, "lr": 0.02, "weight_decay": 0.3, "clip_norm": CLIP}
 
 
@@ -88,7 +90,7 @@ def watch(monkeypatch):
                 at.n += 1
                 return super().step(closure)
 
-        monkeypatch.setattr("workbench.train.loop.masters", spying_masters)
+        monkeypatch.setattr("workbench.train.trainable.masters", spying_masters)
         monkeypatch.setattr(torch.optim, "AdamW", Spy)
         return at
 
@@ -133,8 +135,7 @@ def test_frozen_weights_have_the_same_bits_during_and_after_every_objective(name
     assert not {UNLISTED, NOTHING} & set(found.delta.changes)
 
 
-@pytest.mark.parametrize("poison", [1e6, float("nan")])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("name", "poison"), [("npo", 1e6), *((name, float("nan")) for name in WHOLE)])
 def test_gradients_of_frozen_weights_change_no_bit_of_the_run(name, poison):
     """Clipping, moments and micro-batch sums see none of them: with NaN there instead, every number is the same."""
     model = leaky_model()
@@ -225,7 +226,7 @@ def test_momentum_by_hand():
 # --- the clip norm ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_the_clip_norm_is_that_of_the_trainable_part_of_the_whole_gradient(name, watch):
     model = leaky_model(torch.float64)
     mask = some_of(model)
@@ -267,8 +268,7 @@ def test_the_clip_norm_equals_a_slow_one_at_every_step(watch):
 # --- what is kept for the weights -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("name", "dtype"), [("npo", torch.bfloat16), *((name, torch.float32) for name in WHOLE)])
 def test_masters_and_moments_exist_for_trainable_entries_alone(name, dtype, watch):
     model = leaky_model(dtype)
     mask = some_of(model)

@@ -13,7 +13,7 @@ from workbench.core.records import Provenance
 from workbench.load.batches import encode_all
 from workbench.train import AnswerTask, Check, fit
 from workbench.train.check import largest_within
-from workbench.train.loop import _rate, _step_rows
+from workbench.train.settings import share_of_rate, step_rows
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -61,7 +61,7 @@ def test_equals_adamw_written_out(weight_decay):
     w, gradients, rates = before.numpy().astype(float), [], []
     # the gradient at each step depends on the weight, so the reference is advanced one step at a time
     for step in range(9):
-        _, rows = _step_rows(step, 5, 2, 3)
+        _, rows = step_rows(step, 5, 2, 3)
         now = adamw(w, gradients, rates, weight_decay=weight_decay) if gradients else w
         gradients.append((now - task.target[rows].numpy()).mean(0))
         rates.append(0.05 * (1 - step / 9))
@@ -194,16 +194,16 @@ def test_grouping_rows_by_length_changes_nothing():
 
 def test_an_epoch_goes_through_everything_once():
     for epoch in range(3):
-        rows = [r for step in range(3 * epoch, 3 * epoch + 3) for r in _step_rows(step, 7, 3, 5)[1]]
+        rows = [r for step in range(3 * epoch, 3 * epoch + 3) for r in step_rows(step, 7, 3, 5)[1]]
         assert sorted(rows) == list(range(7))
-    assert _step_rows(0, 7, 7, 5)[1] != _step_rows(1, 7, 7, 5)[1]
+    assert step_rows(0, 7, 7, 5)[1] != step_rows(1, 7, 7, 5)[1]
 
 
 def test_rates_by_hand():
     # ten steps, two of warm-up: 1/2, 1, then 1 - 0/8, 1 - 1/8, ...
-    assert [_rate(s, 10, 0.2, "linear") for s in (0, 1, 2, 3, 9)] == [0.5, 1.0, 1.0, 0.875, 0.125]
-    assert _rate(6, 10, 0.2, "cosine") == pytest.approx(0.5)
-    assert _rate(9, 10, 0.0, "constant") == 1.0
+    assert [share_of_rate(s, 10, warmup=0.2, schedule="linear") for s in (0, 1, 2, 3, 9)] == [0.5, 1.0, 1.0, 0.875, 0.125]
+    assert share_of_rate(6, 10, warmup=0.2, schedule="cosine") == pytest.approx(0.5)
+    assert share_of_rate(9, 10, warmup=0.0, schedule="constant") == 1.0
 
 
 @pytest.mark.parametrize(

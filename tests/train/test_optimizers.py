@@ -10,7 +10,7 @@ from tests.train.test_loop import NAME, Quadratic, about, answers, bits, random_
 from workbench.core.delta import applied
 from workbench.core.errors import InputError, UnknownNameError
 from workbench.train import Check, fit
-from workbench.train.loop import _step_rows
+from workbench.train.settings import step_rows
 
 
 def gradients_on_the_way(model, task, steps, seed, batch_size, move):
@@ -18,7 +18,7 @@ def gradients_on_the_way(model, task, steps, seed, batch_size, move):
     w = bits(model)[NAME].numpy().astype(float)
     start, gradients = w, []
     for step in range(steps):
-        _, rows = _step_rows(step, len(task), batch_size, seed)
+        _, rows = step_rows(step, len(task), batch_size, seed)
         gradients.append((w - task.target[rows].numpy()).mean(0))
         w = move(start, gradients)
     return gradients, w
@@ -55,7 +55,7 @@ def test_adams_averages_are_those_of_the_gradients_it_saw(fraction):
     found = fit(model, task, about(model), mask=mask, epochs=1, batch_size=2, lr=1e-9, clip_norm=None, seed=3, moments=True)
     # at a rate of 1e-9 the weight stands still to 1e-8, so every gradient is that of the first weight
     still = bits(model)[NAME].numpy()
-    gradients = [still - task.target[_step_rows(step, 5, 2, 3)[1]].numpy().mean(0) for step in range(3)]
+    gradients = [still - task.target[step_rows(step, 5, 2, 3)[1]].numpy().mean(0) for step in range(3)]
     first, second = moments(gradients)
     keep = np.ones_like(first, dtype=bool) if mask is None else mask[NAME].numpy()
     assert found.moments is not None

@@ -11,6 +11,7 @@ WorkbenchError
 │   └── StudyError                   a study file that does not say what to do
 ├── UndoError                        an edit that cannot be undone now; says which one lies on top
 ├── NumericsError (ArithmeticError)  NaN or infinity; names the first place
+│   └── TrainingStopped              in a loss or gradient of training; has what was trained up to the last good step
 ├── MemoryPlanError (MemoryError)    the job would not fit; says how many bytes and what to lower
 └── MissingPackageError (ImportError) an optional dependency; says the install command
 
@@ -19,6 +20,7 @@ Messages follow one form: who complains, what came, what was expected, the likel
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class WorkbenchError(Exception):
@@ -63,6 +65,14 @@ class UndoError(WorkbenchError):
 
 class NumericsError(WorkbenchError, ArithmeticError):
     """NaN or infinity where a finite number is required."""
+
+
+class TrainingStopped(NumericsError):
+    """Training met NaN or infinity. kept: what was trained up to the last good step, a `train.Trained`."""
+
+    def __init__(self, message: str, kept: Any) -> None:
+        super().__init__(message)
+        self.kept = kept
 
 
 class MemoryPlanError(WorkbenchError, MemoryError):

@@ -23,9 +23,27 @@ class Forward(NamedTuple):
     """What a forward pass says about a batch of answers.
 
     logprob: [batch pos], nats, 0 off the answer.   mask: [batch pos], true on the answer.
+    logits: [answer_token d_vocab], those that predict each answer token, rows one after another; None unless they were asked for.
+    target: [answer_token], the ids of these tokens; there with the logits.
     """
 
     logprob: Float[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    logits: Float[Tensor, "answer_token d_vocab"] | None = None
+    target: Int[Tensor, "answer_token"] | None = None
+
+    def part(self, first: int, last: int) -> "Forward":
+        """The examples from `first` up to, without, `last`: views, no copies."""
+        if self.logits is None or self.target is None:
+            return Forward(self.logprob[first:last], self.mask[first:last])
+        start, stop = int(self.mask[:first].sum()), int(self.mask[:last].sum())
+        return Forward(self.logprob[first:last], self.mask[first:last], self.logits[start:stop], self.target[start:stop])
+
+
+class States(NamedTuple):
+    """Activations of a batch at one site.   hidden: [batch pos d_model].   mask: [batch pos], true where they count."""
+
+    hidden: Float[Tensor, "batch pos d_model"]
     mask: Bool[Tensor, "batch pos"]
 
 
@@ -60,6 +78,20 @@ def answer_logprobs(
 
     Raises: ShapeError if an answer starts at position 0; NumericsError if a log-probability is not finite.
     """
+    return answer_forward(logits, tokens, answer).logprob
+
+
+def answer_forward(
+    logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    answer: Bool[Tensor, "batch pos"],
+    *,
+    keep_logits: bool = False,
+) -> Forward:
+    """What logits say about the answers: `answer_logprobs` and, with `keep_logits`, the logits they were read from.
+
+    Raises: as `answer_logprobs`.
+    """
     used = answer_logits(logits, answer)
     target = tokens[:, 1:][answer[:, 1:]]
     picked = used.gather(-1, target[:, None]).squeeze(-1) - used.logsumexp(-1)
@@ -71,7 +103,7 @@ def answer_logprobs(
             f"answer_logprobs: row {row} of the batch has a log-probability that is NaN or infinite. "
             "The weights may hold NaN, or half precision overflowed: try dtype='float32'."
         )
-    return out
+    return Forward(out, answer, used, target) if keep_logits else Forward(out, answer)
 
 
 def answer_length(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
@@ -96,6 +128,14 @@ def mean_nll(forward: Forward) -> Float[Tensor, "batch"]:
     batch, so that long answers weigh more and the value depends on how rows were batched.
     """
     return -forward.logprob.sum(-1) / answer_length(forward.mask)
+
+
+def token_mean(values: Float[Tensor, "token"], mask: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch"]:
+    """Mean of each example's tokens, of values that stand in row order where `mask` is true.
+
+    Each example counts once, however long; the order of summation is fixed, so the same seed gives the same bits on a GPU too.
+    """
+    return values.new_zeros(mask.shape).masked_scatter(mask, values).sum(-1) / answer_length(mask)
 
 
 def check_finite(name: str, value: Tensor) -> None:

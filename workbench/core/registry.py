@@ -125,7 +125,17 @@ influence = Registry("influence", "workbench.attribute.data")
 example_score = Registry("example_score", "workbench.score", rows="examples")
 probe = Registry("probe", "workbench.probe", targets="classes")
 edit = Registry("edit", "workbench.edit", where="sets")
-objective = Registry("objective", "workbench.unlearn", retain="nll", forget_weight=1.0, needs_reference=False)
+objective = Registry(
+    "objective",
+    "workbench.unlearn",
+    retain="nll",  # what is added on retain rows: none, nll, kl, states
+    forget_weight=1.0,
+    retain_weight=1.0,
+    needs_reference=False,
+    answers="own",  # what the forget prompts are answered with: own, refusal, both (own and refusal), random
+    reads="logprob",  # what the loss is computed from: logprob, logits, states
+    procedure="descent",  # descent, or what stands around it: dual, reinforced, negated
+)
 preference = Registry("preference", "workbench.unlearn", needs_reference=True)
 metric = Registry("metric", "workbench.evaluate", unit=..., better=...)
 

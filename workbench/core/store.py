@@ -49,6 +49,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(aside, path)
     finally:
+        if old.exists() and not path.exists():  # the disk was full between the two renames, or a process was killed there
+            os.replace(old, path)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -7,13 +7,12 @@ difference of ln R uses it.
 """
 
 from math import floor, lgamma, log
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import ks_2samp
 
 from workbench.core.errors import InputError
+from workbench.core.ks import ks, ks_distances
 from workbench.core.registry import metric
 from workbench.core.statistics import Estimate, bootstrap
 from workbench.evaluate.table import Table, answers
@@ -35,8 +34,7 @@ def forget_quality(table: Table, reference: Table | None = None, *, aggregate: s
     Reference: Maini et al. 2024 (TOFU), arXiv:2401.06121.
     """
     paired = _log_ratios("forget_quality", table, reference, aggregate)
-    test: Any = ks_2samp(paired[:, 0], paired[:, 1], method="exact")
-    return Estimate(float(test.pvalue), float("nan"), float("nan"), len(paired))
+    return Estimate(ks(paired[:, 0], paired[:, 1]).p, float("nan"), float("nan"), len(paired))
 
 
 @metric(unit="distance", better="lower")
@@ -50,7 +48,7 @@ def ks_distance(table: Table, reference: Table | None = None, *, aggregate: str 
     Raises: as `forget_quality`.
     """
     paired = _log_ratios("ks_distance", table, reference, aggregate)
-    return bootstrap(_distance, paired, seed=seed)
+    return bootstrap(ks_distances, paired, seed=seed)
 
 
 @metric(unit="nats/token", better="reference")
@@ -85,19 +83,3 @@ def _log_ratios(name: str, table: Table, reference: Table | None, aggregate: str
     mine = answers(table)
     theirs = mine.aligned(answers(reference))
     return np.stack([log_ratio(each, aggregate=aggregate, truth="paraphrase") for each in (mine, theirs)], axis=1)
-
-
-def _distance(paired: Float[np.ndarray, "resample example model"]) -> Float[np.ndarray, "resample"]:
-    """KS distance of every resample, [resample].
-
-    The 2n values of a resample are sorted together; each step of the walk is +1 for one model and -1 for the other, and
-    D = max |walk| / n at the ends of runs of equal values.
-    """
-    n = paired.shape[1]
-    pooled = np.concatenate([paired[..., 0], paired[..., 1]], axis=1)
-    order = np.argsort(pooled, axis=1)
-    walk = np.where(order < n, 1, -1).cumsum(axis=1)
-    ordered = np.take_along_axis(pooled, order, axis=1)
-    end = np.ones(ordered.shape, dtype=bool)
-    end[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
-    return np.where(end, np.abs(walk), 0).max(axis=1) / n

@@ -1,11 +1,12 @@
 """The token table: one row an answer token, from one forward pass, kept so that metrics can be recomputed without the model."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("position", "token", "logprob", "top", "rank", "mean", "variance")
+NO_END = -1  # a tokenizer without an end-of-text token
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class TokenTable:
     logprob, top, rank, mean, variance: [token], as in `evaluate.moments`: nats, float32; ids and ranks int32.
     prompt_tokens: prompt tokens that were forwarded, each shared prompt once.
     provenance: fingerprints of model and examples, options, dtype.
+    end: id of the end-of-text token that closes every answer; NO_END if the tokenizer has none; None if the table does not say.
     """
 
     name: str
@@ -50,6 +53,7 @@ class TokenTable:
     variance: Float[np.ndarray, "token"]
     prompt_tokens: int
     provenance: Provenance
+    end: int | None = None
 
     def __len__(self) -> int:
         return len(self.token)
@@ -101,6 +105,27 @@ class TokenTable:
             source=self.provenance.model,
         )
 
+    def take(self, positions: Sequence[int] | Int[np.ndarray, "example"]) -> "TokenTable":
+        """The examples at `positions`, in that order, with all their tokens; `prompt_tokens` stays that of the whole pass.
+
+        Raises: InputError for a position outside the table; DataError without one.
+        """
+        rows = np.asarray(positions, dtype=np.int64)
+        n = len(self.ids)
+        if rows.size == 0:
+            raise DataError(f"TokenTable {self.name!r}: take was given no position; nothing would be left to measure.")
+        if ((rows < 0) | (rows >= n)).any():
+            raise InputError(f"TokenTable {self.name!r}: take was given {rows.min()} to {rows.max()}, expected 0 to {n - 1}.")
+        order = np.argsort(self.row, kind="stable")
+        count = np.bincount(self.row, minlength=n)
+        first = (count.cumsum() - count)[rows]
+        size = count[rows]
+        inside = np.arange(size.sum()) - np.repeat(size.cumsum() - size, size)
+        at = order[np.repeat(first, size) + inside]
+        texts = {name: tuple(getattr(self, name)[i] for i in rows) for name in ("ids", "truth", "generated")}
+        columns = {name: getattr(self, name)[at] for name in ("variant", *COLUMNS)}
+        return replace(self, **texts, **columns, row=np.repeat(np.arange(len(rows), dtype=np.int32), size))
+
     def save(self, path: str | Path) -> None:
         """Write parquet: the columns of `frame`; ids, texts and provenance as JSON in the file's metadata."""
         import pyarrow
@@ -115,6 +140,7 @@ class TokenTable:
             "variants": self.variants,
             "prompt_tokens": self.prompt_tokens,
             "provenance": self.provenance.as_dict(),
+            "end": self.end,
         }
         columns = {
             "id": pyarrow.DictionaryArray.from_arrays(self.row, list(self.ids)),
@@ -142,7 +168,7 @@ class TokenTable:
         if about.pop("kind", None) != "TokenTable":
             raise InputError(f"{path}: holds no token table; expected a file that TokenTable.save wrote.")
         codes = {
-            key: _codes(read.column(column).to_pylist(), about[names])
+            key: _codes(read.column(column), about[names])
             for key, column, names in (("row", "id", "ids"), ("variant", "variant", "variants"))
         }
         columns = {name: read.column(name).to_numpy() for name in COLUMNS}
@@ -158,6 +184,9 @@ def answers(table: Table) -> Answers:
     return table.answers if isinstance(table, TokenTable) else table
 
 
-def _codes(names: list[str], known: list[str]) -> Int[np.ndarray, "token"]:
+def _codes(column: Any, known: list[str]) -> Int[np.ndarray, "token"]:
+    """Places in `known` of a column of names, which the file holds as a dictionary in an order of its own."""
+    encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
     place = {name: i for i, name in enumerate(known)}
-    return np.fromiter((place[name] for name in names), dtype=np.int32, count=len(names))
+    order = np.array([place[name] for name in encoded.dictionary.to_pylist()], dtype=np.int32)
+    return order[encoded.indices.to_numpy()]

@@ -22,7 +22,7 @@ from workbench.core.runtime import plan_memory, progress
 from workbench.evaluate.generate import greedy, text
 from workbench.evaluate.moments import Columns
 from workbench.evaluate.prompts import Prompts, extend, start, take
-from workbench.evaluate.table import TokenTable
+from workbench.evaluate.table import NO_END, TokenTable
 from workbench.load.batches import Encoded, by_length, collate, encode
 from workbench.load.models import Model
 from workbench.trace.forward import check_eval
@@ -202,4 +202,5 @@ def _table(
             reduction="none",
             tokens=prompt_tokens + plan.length,
         ),
+        end=NO_END if model.tokenizer.eos_token_id is None else int(model.tokenizer.eos_token_id),
     )

@@ -1,15 +1,17 @@
-"""One forward pass over a padded batch: logits, or the log-probabilities of the answers; and the NLL of any number of rows."""
+"""One forward pass over a padded batch: logits, log-probabilities of answers, or activations; and the NLL of any number of rows."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from workbench.core.errors import DataError, InputError
-from workbench.core.numerics import Forward, answer_logprobs, mean_nll
+from workbench.core.numerics import Forward, answer_forward, mean_nll
 from workbench.load.batches import Batch, Encoded, by_length, collate
 from workbench.load.models import Model
+from workbench.trace.hooks import patch
 
 
 def check_eval(model: Model) -> None:
@@ -30,9 +32,29 @@ def logits(model: Model, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
     return model.hf(**inputs, use_cache=False).logits
 
 
-def forward(model: Model, batch: Batch) -> Forward:
-    """Log-probability of every answer token, [batch pos] in nats (float32), 0 off the answer."""
-    return Forward(answer_logprobs(logits(model, batch), batch.tokens, batch.answer), batch.answer)
+def forward(model: Model, batch: Batch, *, keep_logits: bool = False) -> Forward:
+    """Log-probability of every answer token, [batch pos] in nats (float32), 0 off the answer; with its logits if asked for."""
+    return answer_forward(logits(model, batch), batch.tokens, batch.answer, keep_logits=keep_logits)
+
+
+class _Enough(Exception):
+    """The site has been read; raised out of the model's forward pass."""
+
+
+def states(model: Model, batch: Batch, site: str) -> Float[Tensor, "batch pos d"]:
+    """The activation at a site, such as "blocks.3.resid_post", in the model's dtype and with its graph; nothing behind it is run.
+
+    Raises: UnknownNameError for the site; InputError if the model is in training mode.
+    """
+    found: list[Tensor] = []
+
+    def take(value: Tensor) -> None:
+        found.append(value)
+        raise _Enough
+
+    with patch(model, {site: take}), suppress(_Enough):
+        logits(model, batch)
+    return found[0]
 
 
 def check_predicted(rows: Sequence[Encoded]) -> None:
@@ -66,4 +88,4 @@ def row_nll(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) 
 
 def split(passed: Forward, at: int) -> tuple[Forward, Forward]:
     """The first `at` examples and the rest, of one pass over both."""
-    return Forward(*(t[:at] for t in passed)), Forward(*(t[at:] for t in passed))
+    return passed.part(0, at), passed.part(at, len(passed.mask))

@@ -193,7 +193,7 @@ def _step(now: _Pass, chosen: list[tuple[str, int]], *, backward: bool) -> None:
     if backward:
         passed = Forward(answer_logprobs(out, now.batch.tokens, now.batch.answer), now.batch.answer)
         asked = [part for part in now.parts if now.wanted[part.set].quantities & _BACKWARD]
-        losses = [now.wanted[set].loss(Forward(*(t[at] for t in passed)), members[set]) for set, at in asked]
+        losses = [now.wanted[set].loss(passed.part(at.start, at.stop), members[set]) for set, at in asked]
         if losses:
             torch.cat(losses).sum().backward()
     now.crossed.clear()

@@ -99,6 +99,11 @@ class Watch:
         self.stopped = f"{check.name} reached {value:.4f} after {when}, above {check.limit:.4f}; {kept} is kept"
         return False
 
+    def drop(self) -> None:
+        """Undo what came after the last state within the limit; without a check nothing."""
+        if self.check is not None:
+            _restore(self.made, self.kept)
+
     def go_back(self) -> None:
         """Undo the stretch that went beyond the limit or, with a partial check, as much of it as must be."""
         check, before = self.check, self.kept

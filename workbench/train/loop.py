@@ -11,59 +11,26 @@ Dropout stays off: a policy that equals its reference must score as equal.
 
 import math
 import time
-from dataclasses import dataclass, field
 
 import torch
 
-from workbench.core.delta import Delta
-from workbench.core.errors import DataError, InputError, NumericsError
+from workbench.core.errors import DataError, InputError, NumericsError, TrainingStopped
 from workbench.core.mask import Mask
-from workbench.core.numerics import isolated_rng, permutation
+from workbench.core.numerics import isolated_rng
 from workbench.core.records import Provenance
 from workbench.core.runtime import progress
 from workbench.load.models import Model
 from workbench.train.check import Check, Watch
-from workbench.train.masters import Master, difference, masters, write_back
-from workbench.train.optimizers import Checkpoint, Moments, adam_moments, check_rule, make
-from workbench.train.task import Observing, Task
+from workbench.train.gradient import check_gradient, step_gradient
+from workbench.train.lora import Lora
+from workbench.train.masters import write_back
+from workbench.train.optimizers import Checkpoint, Moments, adam_moments, check_moments, make
+from workbench.train.result import Audit, Trained
+from workbench.train.settings import Settings
+from workbench.train.task import Stepping, Task
+from workbench.train.trainable import Trainable, trainable
 
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the training really did.
-
-    moved: share of all the model's weights whose bits, in its own dtype, differ afterwards.
-    moved_of_trainable: the same of those that were allowed to move.   trainable: how many those were.
-    tokens: tokens fed, padding not counted.   stopped: why it ended before its last step, or "".
-    part: share of the last stretch between two checks that was kept; below 1 only where a partial check stopped the run.
-    """
-
-    moved: float
-    moved_of_trainable: float
-    trainable: int
-    steps: int
-    tokens: int
-    seconds: float
-    stopped: str = ""
-    part: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """delta: what to add to the weights.   history: one dict a step (epoch, step, loss, lr, grad_norm) and check.   audit.
-
-    A step's line also has what the task observed, see `task.Observing`.   checkpoints: the weights after every epoch, where asked
-    for.   moments: what Adam remembered in the state that is returned, where asked for; after a check that was partial, in the
-    last state measured within the limit, where the stretch began of which a part was kept.
-    """
-
-    delta: Delta
-    history: list[dict[str, float]]
-    audit: Audit
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    moments: Moments | None = None
+__all__ = ["Audit", "Check", "Checkpoint", "Moments", "Trained", "fit"]
 
 
 def fit(
@@ -72,6 +39,7 @@ def fit(
     provenance: Provenance,
     *,
     mask: Mask | None = None,
+    lora: Lora | None = None,
     epochs: int = 5,
     batch_size: int = 16,
     micro_batch: int | None = None,
@@ -82,6 +50,7 @@ def fit(
     betas: tuple[float, float] = (0.9, 0.999),
     clip_norm: float | None = 1.0,
     optimizer: str = "adamw",
+    sharpness: float = 0.0,
     seed: int = 0,
     check: Check | None = None,
     snapshots: bool = False,
@@ -94,114 +63,132 @@ def fit(
         task: the examples and the loss of each.
         provenance: of the resulting Delta.
         mask: the weights that may move; None for all.
+        lora: train low-rank adapters instead of the weights; the Delta is then low rank. Their rates are usually higher.
         micro_batch: examples per backward pass; changes memory, not the result beyond rounding.
         lr: peak rate.   warmup: share of the steps with a linearly rising rate.
         schedule: "constant", "linear" or "cosine", down to 0 after the warm-up.
         weight_decay: decoupled, on trainable entries only.
         clip_norm: largest norm of the trainable entries' gradient; None for no clipping.
         optimizer: "adamw", or "sign" for w -= lr * sign(gradient), which has no use for `betas`.
+        sharpness: radius, in the trainable entries' Euclidean norm, within which the loss is minimized at its worst point (SAM), or
+            a part of the loss where the task says so; twice the work. 0 for none. See `train.gradient`.
+        check: measured before the first step and after every epoch, or every `check.every` steps; what is returned is the last
+            state measured within the limit or, with `check.partial`, the last one on the way to the state beyond it.
         snapshots: keep the weights after every epoch, a float32 copy of all that may move for each.
         moments: keep Adam's two averages of the gradient, two numbers for every weight of the model; with a check, a copy of
             them is held at every one that is within the limit.
-        check: measured before the first step and after every epoch, or every `check.every` steps; what is returned is the last
-            state measured within the limit or, with `check.partial`, the last one on the way to the state beyond it.
-    Raises: DataError if there are no examples; NumericsError if a loss or gradient is not finite, naming the step.
+    Raises: DataError if there are no examples; TrainingStopped, a NumericsError, if a loss or gradient is not finite: it names the
+        step and the examples, and its `kept` is what was trained until then, with a check up to the last state within the limit.
     """
     if len(task) == 0:
         raise DataError("train: there are no examples.")
-    if schedule not in SCHEDULES:
-        raise InputError(f"train: schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}.")
-    check_rule(optimizer, moments=moments)
-    numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "micro_batch": micro_batch, "clip_norm": clip_norm}
-    numbers["check.every"] = check.every if check is not None else None
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise InputError(f"train: {name} is {value}, expected a positive number.")
-    if not 0 <= warmup < 1 or weight_decay < 0:
-        raise InputError(f"train: warmup is {warmup} and weight_decay {weight_decay}; expected 0 <= warmup < 1, weight_decay >= 0.")
+    settings = Settings(
+        epochs, batch_size, micro_batch, lr, schedule, warmup, weight_decay, betas, clip_norm, optimizer, sharpness, seed
+    )
+    if check is not None and check.every is not None and not check.every > 0:
+        raise InputError(f"train: check.every is {check.every}, expected a positive number.")
+    if moments:
+        check_moments(optimizer, adapted=lora is not None)
     begin = time.perf_counter()
-    steps = math.ceil(len(task) / batch_size) * epochs
-    every = steps // epochs if check is None or check.every is None else check.every
-    history: list[dict[str, float]] = []
-    checkpoints: list[Checkpoint] = []
-    remembered: Moments | None = None
-    tokens = 0
-    with isolated_rng(seed), masters(model, mask) as made:
-        rule = make(optimizer, made, lr=lr, betas=betas, weight_decay=weight_decay)
-        watch = Watch(check, made, history)
-        if not watch.within(epoch=0):
-            raise InputError(f"train: the limit is exceeded before the first step: {watch.stopped.split(' after')[0]}.")
-        if moments:
-            remembered = adam_moments(rule, made, model)
-        for step in progress(range(steps), label=provenance.method, show=show):
-            epoch, chosen = _step_rows(step, len(task), batch_size, seed)
-            for group in rule.param_groups:
-                group["lr"] = lr * _rate(step, steps, warmup, schedule)
-            value = _backward(task, chosen, epoch, micro_batch or batch_size, made, step)
-            norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], math.inf if clip_norm is None else clip_norm)
-            if not math.isfinite(float(norm)):
-                raise NumericsError(f"train: the gradient at step {step} is NaN or infinite; try a lower lr.")
-            rule.step()
-            rule.zero_grad(set_to_none=True)
-            write_back(made)
-            tokens += task.tokens(chosen, epoch)
-            now = {"epoch": epoch, "step": step, "loss": value, "lr": rule.param_groups[0]["lr"], "grad_norm": float(norm)}
-            history.append(now | task.observed() if isinstance(task, Observing) else now)
-            if check is not None and ((step + 1) % every == 0 or step + 1 == steps):
-                if not watch.within(epoch=epoch if check.every else epoch + 1, step=step):
-                    watch.go_back()
-                    break
-                watch.keep()
-                if moments:
-                    remembered = adam_moments(rule, made, model)
-            if snapshots and (step + 1) % (steps // epochs) == 0:
-                rates = [row["lr"] for row in history if row["epoch"] == epoch and "lr" in row]
-                checkpoints.append(Checkpoint(difference(made, provenance), sum(rates) / len(rates)))
-        delta = difference(made, provenance)
-        if moments and check is None:  # a check measures the last state too
-            remembered = adam_moments(rule, made, model)
-        trainable = sum(m.initial.numel() for m in made)
+    with isolated_rng(seed), trainable(model, mask, lora) as weights:
+        run = _Run(model, task, provenance, weights, settings, check, keep_moments=moments, keep_epochs=snapshots)
+        failure = run.go(show=show)
+        delta = weights.change(provenance)
+        entries, reached = weights.entries, weights.reached
     moved = delta.moved(model)  # of the Delta that is returned, in the dtype the model has
     audit = Audit(
         moved=moved,
-        moved_of_trainable=moved * sum(p.numel() for p in model.hf.parameters()) / trainable,
-        trainable=trainable,
-        steps=len([row for row in history if "loss" in row]),
-        tokens=tokens,
+        moved_of_trainable=moved * sum(p.numel() for p in model.hf.parameters()) / reached,
+        trainable=entries,
+        steps=len([row for row in run.history if "loss" in row]),
+        tokens=run.tokens,
         seconds=time.perf_counter() - begin,
-        stopped=watch.stopped,
-        part=watch.part,
+        stopped=run.watch.stopped if failure is None else str(failure),
+        part=run.watch.part,
     )
-    return Trained(delta, history, audit, checkpoints, remembered)
+    trained = Trained(delta, run.history, audit, run.checkpoints, run.moments)
+    if failure is not None:
+        raise TrainingStopped(str(failure), trained) from failure
+    return trained
 
 
-def _step_rows(step: int, n: int, batch_size: int, seed: int) -> tuple[int, list[int]]:
-    """The epoch a step belongs to and its examples: each epoch goes through all of them once, in an order of its own."""
-    per_epoch = math.ceil(n / batch_size)
-    epoch, place = divmod(step, per_epoch)
-    order = permutation(n, seed * 1_000_003 + epoch)
-    return epoch, order[place * batch_size : (place + 1) * batch_size]
+class _Run:
+    """One training under way: the optimizer, and what has been gathered so far."""
 
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        provenance: Provenance,
+        weights: Trainable,
+        settings: Settings,
+        check: Check | None,
+        *,
+        keep_moments: bool,
+        keep_epochs: bool,
+    ) -> None:
+        self.model, self.task, self.provenance, self.weights, self.settings = model, task, provenance, weights, settings
+        self.keep_moments, self.keep_epochs = keep_moments, keep_epochs
+        self.history: list[dict[str, float]] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.moments: Moments | None = None
+        self.tokens = 0
+        self.per_epoch = settings.steps_per_epoch(len(task))
+        self.steps = self.per_epoch * settings.epochs
+        self.every = self.per_epoch if check is None or check.every is None else check.every
+        self.rule = make(settings.optimizer, weights.made, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        self.watch = Watch(check, weights.made, self.history)
 
-def _rate(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Share of the peak learning rate at a step."""
-    rising = round(warmup * steps)
-    if step < rising:
-        return (step + 1) / rising
-    done = (step - rising) / max(1, steps - rising)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+    def go(self, *, show: bool) -> NumericsError | None:
+        """Take all steps, or those until a check ends it; returns what was not finite, if anything was, at the last good state."""
+        if not self.watch.within(epoch=0):
+            raise InputError(f"train: the limit is exceeded before the first step: {self.watch.stopped.split(' after')[0]}.")
+        self._remember()
+        try:
+            for step in progress(range(self.steps), label=self.provenance.method, show=show):
+                epoch = self._step(step)
+                if self.watch.check is not None and ((step + 1) % self.every == 0 or step + 1 == self.steps):
+                    if not self.watch.within(epoch=epoch if self.watch.check.every else epoch + 1, step=step):
+                        self.watch.go_back()
+                        return None
+                    self.watch.keep()
+                    self._remember()
+                if self.keep_epochs and (step + 1) % self.per_epoch == 0:
+                    self._snapshot(epoch)
+        except NumericsError as error:
+            self.watch.drop()
+            return error
+        finally:
+            if self.watch.check is None:  # a check has remembered the last state within its limit
+                self._remember()
+        return None
 
+    def _step(self, step: int) -> int:
+        """Move the weights once; returns the epoch."""
+        settings, made = self.settings, self.weights.made
+        turn = settings.turn(step, len(self.task))
+        rate = settings.rate(step, self.steps)
+        for group in self.rule.param_groups:
+            group["lr"] = rate
+        micro = settings.micro_batch or settings.batch_size
+        found = step_gradient(self.task, turn, made, micro_batch=micro, sharpness=settings.sharpness)
+        limit = math.inf if settings.clip_norm is None else settings.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], limit)
+        check_gradient(made, norm, step)
+        self.rule.step()
+        self.rule.zero_grad(set_to_none=True)
+        write_back(made)
+        if isinstance(self.task, Stepping):
+            self.task.stepped()
+        self.tokens += self.task.tokens(turn.chosen, turn.epoch)
+        line = {"epoch": turn.epoch, "step": step, "loss": found.pop("loss"), "lr": rate, "grad_norm": float(norm)}
+        self.history.append(line | found)
+        return turn.epoch
 
-def _backward(task: Task, chosen: list[int], epoch: int, micro_batch: int, made: list[Master], step: int) -> float:
-    """Gradient of the mean loss over `chosen` in the masters; returns that mean."""
-    total = 0.0
-    for first in range(0, len(chosen), micro_batch):
-        values = task.losses(chosen[first : first + micro_batch], epoch)
-        summed = values.sum() / len(chosen)
-        if not bool(torch.isfinite(summed)):
-            raise NumericsError(f"train: the loss at step {step} is NaN or infinite; try a lower lr or dtype='float32'.")
-        summed.backward()
-        for m in made:
-            m.collect_gradient()
-        total += float(summed.detach())
-    return total
+    def _remember(self) -> None:
+        if self.keep_moments:
+            self.moments = adam_moments(self.rule, self.weights.made, self.model)
+
+    def _snapshot(self, epoch: int) -> None:
+        rates = [row["lr"] for row in self.history if row["epoch"] == epoch and "lr" in row]
+        self.checkpoints.append(Checkpoint(self.weights.change(self.provenance), sum(rates) / len(rates)))

@@ -69,36 +69,49 @@ def masters(model: Model, mask: Mask | None) -> Iterator[list[Master]]:
         mask.check(model.fingerprint(), model.shapes())
         if mask.count == 0:
             raise InputError("train: the mask chooses no weight at all, so nothing could be learned.")
-    before = {name: (p.requires_grad, p.grad) for name, p in model.hf.named_parameters()}
     made = [m for name, p in model.hf.named_parameters() if (m := _master(name, p, mask)) is not None]
     trainable = {m.name for m in made}
+    with kept_flags(model):
+        try:
+            for name, parameter in model.hf.named_parameters():
+                parameter.requires_grad_(name in trainable)
+            yield made
+        finally:
+            with torch.no_grad():
+                for m in made:
+                    m.write(m.initial)
+
+
+@contextmanager
+def kept_flags(model: Model) -> Iterator[None]:
+    """Gradients are empty inside; on exit every parameter has the gradient and the flag back that it had."""
+    before = [(p, p.requires_grad, p.grad) for p in model.hf.parameters()]
+    for parameter, _, _ in before:
+        parameter.grad = None  # what the caller left there is not ours to add to
     try:
-        for name, parameter in model.hf.named_parameters():
-            parameter.requires_grad_(name in trainable)
-            parameter.grad = None  # what the caller left there is not ours to add to
-        yield made
+        yield
     finally:
-        with torch.no_grad():
-            for m in made:
-                m.write(m.initial)
-        for name, parameter in model.hf.named_parameters():
+        for parameter, flag, gradient in before:
             parameter.grad = None
-            parameter.requires_grad_(before[name][0])
-            parameter.grad = before[name][1]
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+
+
+def whole(name: str, parameter: torch.nn.Parameter) -> Master:
+    """A master of all of a parameter."""
+    initial = parameter.detach().reshape(-1).clone()
+    return Master(name, parameter, None, initial.to(precise_dtype(parameter), copy=True).requires_grad_(), initial)
 
 
 def _master(name: str, parameter: torch.nn.Parameter, mask: Mask | None) -> Master | None:
     if not parameter.is_floating_point() or (mask is not None and name not in mask):
         return None
-    index = None
-    if mask is not None:
-        bits = mask[name]
-        if not bool(bits.any()):
-            return None
-        if not bool(bits.all()):
-            index = bits.view(-1).nonzero().squeeze(-1).to(parameter.device)
-    flat = parameter.detach().reshape(-1)
-    initial = (flat if index is None else flat[index]).clone()
+    if mask is None or bool(mask[name].all()):
+        return whole(name, parameter)
+    index = mask[name].view(-1).nonzero().squeeze(-1).to(parameter.device)
+    if not len(index):
+        return None
+    initial = parameter.detach().reshape(-1)[index].clone()
     return Master(name, parameter, index, initial.to(precise_dtype(parameter), copy=True).requires_grad_(), initial)
 
 

@@ -52,12 +52,20 @@ class SignDescent(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(p.grad.sign(), alpha=-group["lr"])
 
 
-def check_rule(rule: str, *, moments: bool) -> None:
-    """UnknownNameError for a rule nobody knows; InputError if moments are wanted of one that has none."""
+def check_rule(rule: str) -> None:
+    """UnknownNameError for a rule nobody knows."""
     if rule not in RULES:
         raise unknown("optimizer", rule, RULES)
-    if moments and rule != "adamw":
+
+
+def check_moments(rule: str, *, adapted: bool) -> None:
+    """InputError if moments are wanted of a rule that has none, or of adapters, where they are not those of the weights."""
+    if rule != "adamw":
         raise InputError(f"train: moments are Adam's; with optimizer={rule!r} there are none to keep.")
+    if adapted:
+        raise InputError(
+            "train: moments are kept by weight, and with lora no weight of the model has any; leave moments or lora out."
+        )
 
 
 def make(rule: str, made: Sequence[Master], *, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.Optimizer:

@@ -39,6 +39,41 @@ class Observing(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class Named(Task, Protocol):
+    """A task whose examples have names, for messages."""
+
+    def names(self, chosen: Sequence[int]) -> list[str]:
+        """The name of each chosen example, such as the id of its row."""
+        ...
+
+
+@runtime_checkable
+class Sharp(Task, Protocol):
+    """A task whose loss has a part that is to be small all around the weights, such as the loss of what is forgotten.
+
+    The two parts sum to `losses`. With `fit(..., sharpness=RHO)` the first is minimized at its worst point within RHO, the other
+    where the weights are. Both must say the same for the same weights, examples and epoch, however often they are asked.
+    """
+
+    def sharp_losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """The part of each chosen example's loss that is taken at the worst point nearby."""
+        ...
+
+    def other_losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """The rest of each chosen example's loss."""
+        ...
+
+
+@runtime_checkable
+class Stepping(Task, Protocol):
+    """A task that wants to know when the weights have moved, to move something of its own, such as a multiplier."""
+
+    def stepped(self) -> None:
+        """Called once after every step of the optimizer, with the weights where that step put them."""
+        ...
+
+
 class AnswerTask:
     """Learn the answers of some rows: the loss of a row is the mean NLL of its answer, in nats per token.
 
@@ -70,3 +105,7 @@ class AnswerTask:
         """Tokens of the chosen rows."""
         del epoch
         return sum(len(self.rows[i].tokens) for i in chosen)
+
+    def names(self, chosen: Sequence[int]) -> list[str]:
+        """Ids of the chosen rows."""
+        return [self.rows[i].id for i in chosen]
