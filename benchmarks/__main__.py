@@ -13,10 +13,13 @@ from benchmarks import cases
 from benchmarks.concepts import LLAMA_1B, value_vectors, value_vectors_at
 from benchmarks.influence import influence
 from benchmarks.memory import Peak, alone
+from benchmarks.metrics import metrics
 from benchmarks.probes import probe_features
 from benchmarks.score import ches_scores, real_pairs
+from benchmarks.suite import tofu_suite
 from benchmarks.surgery import surgery_apply, surgery_selection
 from benchmarks.timing import seconds
+from benchmarks.unlearning import unlearning, unlearning_peaks
 from workbench.core.runtime import environment, pick_device
 from workbench.load.models import Model
 
@@ -41,7 +44,7 @@ def llama_1b(device: torch.device) -> Model:
 
 
 MODELS = {"organism": organism, "llama-1b": llama_1b}
-PARTS = ("all", "scores", "whole", "directions", "data")
+PARTS = ("all", "scores", "whole", "directions", "data", "metrics", "unlearning", "suite")
 """Weight scores; unlearning, evaluation, masks and start-up; probes, vectors and surgery; scores of rows and influence."""
 
 
@@ -65,7 +68,7 @@ class Asked(NamedTuple):
 def section(asked: Asked) -> str:
     """The tables of one model on one device, as Markdown."""
     device = asked.device
-    peaks = _peaks(asked) if device.type != "cuda" and asked.has("scores") else []  # first: a second copy may not fit later
+    peaks = _peaks(asked) if device.type != "cuda" else []  # first: a second copy may not fit later
     model = MODELS[asked.model](device)
     every = {
         split: wb.examples(f"tofu:{split}", root=DATA / "tofu-mini")
@@ -87,6 +90,12 @@ def section(asked: Asked) -> str:
     if asked.has("data"):
         rows += [*ches_scores(model, real_pairs(DATA), repeats=asked.repeats)]
         rows += [*influence(model, sets, asked.tokens, repeats=asked.repeats)]
+    if asked.has("unlearning"):
+        rows += [*unlearning(model, sets, repeats=asked.repeats)]
+    if asked.has("suite"):
+        rows += [*tofu_suite(model, sets, asked.tokens)]
+    if asked.has("metrics"):
+        rows += [*metrics(repeats=asked.repeats)]
     machine = environment()
     where = machine["gpu"] if device.type == "cuda" else f"CPU, {machine['threads']} threads"
     weights = sum(p.numel() for p in model.hf.parameters())
@@ -114,9 +123,12 @@ def section(asked: Asked) -> str:
 
 def _peaks(asked: Asked) -> list[tuple[Peak, str, str]]:
     """Memory on the CPU, every job in a process of its own."""
+    found = unlearning_peaks(asked.model, asked.rows) if asked.has("unlearning") else []
+    if not asked.has("scores"):
+        return found
     words = ("--model", asked.model, "--tokens", str(asked.tokens), "--rows", str(asked.rows))
     words += () if asked.part == "scores" else ("--several",)
-    found = [(peak, "the plan printed before it", "0.85 to 1.15") for peak in alone("scores", *words)]
+    found += [(peak, "the plan printed before it", "0.85 to 1.15") for peak in alone("scores", *words)]
     if asked.part == "all":
         found += [(peak, "double argsort", "≤ 0.05") for peak in alone("choose", "--scores", str(asked.scores))]
     return found

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 # Blocks from this size on are mapped and unmapped one by one: freed memory leaves the process, and the mark is what was used.
-_MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 class Peak(NamedTuple):
@@ -33,7 +33,7 @@ class Peak(NamedTuple):
 def alone(*words: str) -> list[Peak]:
     """Run this module in a new process and read what it measured."""
     command = [sys.executable, "-m", "benchmarks.memory", *words]
-    done = subprocess.run(command, env={**os.environ, **_MAPPED}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env={**os.environ, **MAPPED}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return [Peak(**line) for line in json.loads(done.stdout.splitlines()[-1])]

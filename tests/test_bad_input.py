@@ -178,7 +178,7 @@ STUDIES = {
     "a value of another type": (lambda: study(arms={"a": {"unlearn": {"objective": "npo", "lr": "fast"}}}), "option lr"),
     "retain term": (
         lambda: study(arms={"a": {"unlearn": {"retain_term": "foo"}}}),
-        "expected Optional[Literal['none', 'nll', 'kl']]",
+        "expected Optional[Literal['none', 'nll', 'kl', 'states']]",
     ),
     "a key twice": (lambda: rows("study.yaml", "name: a", "name: b"), "the key 'name' stands twice"),
     "name with a path": (lambda: study(name="../x"), "it names a folder"),

@@ -61,6 +61,11 @@ def test_an_objective_stands_for_its_gradient_at_the_model():
         torch.testing.assert_close(found[name].double(), expected.abs(), rtol=1e-4, atol=1e-7)  # RMSNorm is float32
     with pytest.raises(UnknownNameError, match="forget_loss 'mpo'.*npo"):
         attribute.saliency(model, forget, retain, forget_loss="mpo")
+    for name in ("idk", "refusal_dpo", "random_label", "undial", "ceu", "pdu", "rmu", "task_vector"):
+        with pytest.raises(
+            InputError, match=f"forget_loss '{name}' is not read from .* own answers. Those that are: nll, gradient_ascent"
+        ):
+            attribute.saliency(model, forget, retain, forget_loss=name)
 
 
 def test_other_answers_can_be_the_target():

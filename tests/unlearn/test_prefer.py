@@ -108,6 +108,16 @@ def test_masked_runs_leave_the_rest_alone():
     assert found.audit.trainable == mask.count
 
 
+def test_adapters_and_sharpness_reach_the_loop():
+    model = tiny(torch.float32)
+    low = prefer(model, pairs(), lora={"rank": 2, "targets": ["down_proj"]}, batch_size=4, lr=1e-2)
+    assert set(low.delta.changes) == {f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)}
+    sharp, plain = (prefer(model, pairs(), sharpness=rho, batch_size=4) for rho in (0.05, 0.0))
+    assert sharp.history[0]["sharpness"] > 0
+    assert sharp.delta.id != plain.delta.id
+    assert (sharp.delta.provenance.options["sharpness"], low.delta.provenance.options["lora"]["rank"]) == (0.05, 2)
+
+
 def test_batches_do_not_matter_where_they_should_not():
     model = tiny()
     whole, parts = (prefer(model, pairs(), micro_batch=size, batch_size=4, epochs=2, lr=1e-3) for size in (4, 1))

@@ -53,12 +53,12 @@ def test_permutes_with_the_batch_and_ignores_padding(member):
     given = passes()
     order = torch.tensor([2, 0, 3, 1])
     base = member.function(*given)
-    assert torch.equal(member.function(*(Forward(*(t[order] for t in p)) for p in given)), base[order])
+    assert torch.equal(member.function(*(Forward(p.logprob[order], p.mask[order]) for p in given)), base[order])
     pad = torch.nn.functional.pad
     for ends in ((0, 3), (3, 0)):
         wider = [Forward(pad(p.logprob, ends), pad(p.mask, ends)) for p in given]
         torch.testing.assert_close(member.function(*wider), base, rtol=1e-12, atol=0)  # zeros may be added in another order
-    one_by_one = [float(member.function(*(Forward(*(t[i : i + 1] for t in p)) for p in given))) for i in range(4)]
+    one_by_one = [float(member.function(*(p.part(i, i + 1) for p in given))) for i in range(4)]
     assert one_by_one == pytest.approx(base.tolist(), rel=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_far_margins_stay_finite():
 
 def test_refusals():
     given = passes()
-    fewer = [Forward(*(t[:3] for t in p)) for p in given]
+    fewer = [p.part(0, 3) for p in given]
     for member in MEMBERS:
         with pytest.raises(ShapeError, match="reference_chosen is none"):
             member.function(*given[:2])

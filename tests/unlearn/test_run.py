@@ -1,4 +1,4 @@
-"""Unlearning on the loop: pairing, cached references, retain terms, masks, budget, refusals."""
+"""Unlearning on the loop: pairing, cached references, retain terms, masks, adapters, budget, refusals."""
 
 import math
 
@@ -6,83 +6,98 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.reference import objectives as truth
 from tests.tiny import tiny, tiny_sets
-from workbench.core.delta import applied
-from workbench.core.errors import DataError, InputError, UnknownNameError
-from workbench.core.numerics import answer_logits
-from workbench.core.registry import objective
-from workbench.load.batches import collate, encode_all
-from workbench.trace.forward import forward, logits
-from workbench.unlearn.pairs import Pairs, Weighting, answer_distributions, answer_logprob_rows, set_nll
+from tests.unlearn.tasks import changed, expected_forget, expected_kept, logprobs, rows_of, task_of, three_layers
+from workbench.core.delta import applied, apply
+from workbench.core.errors import DataError, InputError, TooLongError, UnknownNameError
+from workbench.core.records import Example, Provenance
+from workbench.core.registry import Member, objective
+from workbench.load.batches import encode_all
+from workbench.train import AnswerTask, fit
+from workbench.train.lora import Lora
+from workbench.train.task import Named, Observing, Sharp, Stepping
+from workbench.unlearn.pairs import answer_logprob_rows, set_nll
+from workbench.unlearn.prepare import weighting_of
 from workbench.unlearn.run import run
 
 NAMES = objective.names()
+LAYER = 1  # the middle of three
 
 
-@torch.no_grad()
-def single(model, row):
-    """Log-probabilities of one row's answer, on its own."""
-    passed = forward(model, collate([row]))
-    return passed.logprob[passed.mask].tolist()
-
-
-@torch.no_grad()
-def distributions(model, row):
-    batch = collate([row])
-    return answer_logits(logits(model, batch), batch.answer).log_softmax(-1).tolist()
-
-
-def pairs(model, term, *, weights=(1.0, 1.0), name="npo", before=None):
-    forget, retain = (encode_all(model, rows) for rows in tiny_sets())
-    before = before or model
-    return Pairs(
-        model, forget, retain,
-        objective=objective[name].function,
-        weighting=Weighting(*weights, term),
-        references=answer_logprob_rows(before, forget, batch_tokens=20),
-        known=answer_distributions(before, retain, range(len(retain)), batch_tokens=20) if term == "kl" else None,
-        seed=2,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("term", ["none", "nll", "kl"])
-def test_a_pairs_loss_is_the_weighted_sum(term):
-    before, model = tiny(), tiny()
-    with torch.no_grad():
-        model.hf.model.layers[0].mlp.up_proj.weight.mul_(1.3)
-    task = pairs(model, term, weights=(0.7, 0.4), before=before)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_task_is_the_weighted_sum_of_rows_one_by_one(name):
+    before, model = three_layers(), three_layers()
+    task = task_of(model, name, weights=(0.7, 0.4))
+    changed(model)  # what was kept of the reference stays
     found = task.losses([2, 0, 1], epoch=1).tolist()
     for value, i in zip(found, [2, 0, 1], strict=True):
-        kept = task.retain[task.partner(i, 1)]
-        expected = 0.7 * truth.npo(single(model, task.forget[i]), single(before, task.forget[i]))
-        if term == "nll":
-            expected += 0.4 * truth.nll(single(model, kept))
-        if term == "kl":
-            expected += 0.4 * truth.kl(distributions(before, kept), distributions(model, kept))
+        expected = 0.7 * expected_forget(name, before, model, task, i, layer=LAYER)
+        kept = expected_kept(before, model, task, i, 1, layer=LAYER)
+        if name == "pdu":  # lambda begins at the retain weight; the bound is the NLL before, plus .05
+            kept -= sum(-sum(logprobs(before, row)) / len(logprobs(before, row)) for row in task.retain) / 4 + 0.05
+        assert value == pytest.approx(expected + 0.4 * kept, rel=1e-6)  # RMSNorm is float32, padded and alone
+
+
+@pytest.mark.parametrize(("name", "term"), [(n, t) for n in ("npo", "undial", "idk", "refusal_dpo") for t in ("none", "nll", "kl")])
+def test_retain_terms_go_with_every_kind_of_objective(name, term):
+    before, model = tiny(), tiny()
+    task = task_of(model, name, term=term, weights=(0.7, 0.4))
+    changed(model)
+    for i, value in enumerate(task.losses([0, 1, 2], epoch=0).tolist()):
+        expected = 0.7 * expected_forget(name, before, model, task, i) + 0.4 * expected_kept(before, model, task, i, 0)
         assert value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_two_halves_sum_to_the_loss_and_micro_batches_to_the_batch(name):
+    model = three_layers()
+    task = task_of(model, name)
+    changed(model)
+    whole = task.losses([0, 1, 2], epoch=1)
+    halves = task.sharp_losses([0, 1, 2], epoch=1) + task.other_losses([0, 1, 2], epoch=1)
+    torch.testing.assert_close(halves, whole, rtol=1e-6, atol=1e-9)  # other padding, and RMSNorm is float32
+    alone = torch.cat([task.losses([i], epoch=1) for i in (0, 1, 2)])
+    torch.testing.assert_close(alone, whole, rtol=1e-6, atol=1e-9)
+    assert isinstance(task, Sharp)
+    assert isinstance(task, Named)
+    assert task.names([2, 0]) == ["f2", "f0"]
+    rows = [side.rows[i] for side in task.sides for i in (0, 2)] + [task.retain[i] for i in task.partners([0, 2], 1)]
+    assert task.tokens([0, 2], epoch=1) == sum(len(row.tokens) for row in rows)
+
+
+def test_only_the_pairs_watch_and_step():
+    assert isinstance(task_of(tiny(), "pdu"), Observing)
+    assert isinstance(task_of(tiny(), "pdu"), Stepping)
+    assert task_of(tiny(), "npo").observed() == {}
 
 
 def test_kl_is_zero_at_the_start_and_the_reference_is_exact():
     model = tiny()
-    found = pairs(model, "kl", weights=(1.0, 1.0)).losses([0, 1, 2], epoch=0)
+    found = task_of(model, "npo", term="kl").losses([0, 1, 2], epoch=0)
     assert found.tolist() == pytest.approx([20 * math.log(2)] * 3, rel=1e-12)
 
 
 def test_partners_go_round_the_retain_set():
-    task = pairs(tiny(), "nll")
+    task = task_of(tiny(), "npo")
     seen = [task.partner(i, epoch) for epoch in range(4) for i in range(3)]
     assert sorted(seen[:4]) == sorted(seen[4:8]) == [0, 1, 2, 3]
     assert len({tuple(seen[k : k + 4]) for k in (0, 4, 8)}) > 1, "each time round is shuffled anew"
-    assert seen == [pairs(tiny(), "nll").partner(i, e) for e in range(4) for i in range(3)]
+    assert seen == [task_of(tiny(), "npo").partner(i, e) for e in range(4) for i in range(3)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_objective_forgets(name):
-    model, (forget, retain) = tiny(torch.float32), tiny_sets()
+    model, (forget, retain) = three_layers(torch.float32), tiny_sets()
     rows = encode_all(model, forget)
+    about = Provenance("learned", model.fingerprint())
+    apply(
+        model, fit(model, AnswerTask(model, rows), about, epochs=20, batch_size=3, lr=1e-2).delta
+    )  # what is known can be forgotten
     before = set_nll(model, rows)
-    found = run(model, forget, retain, objective=name, retain_term="none", epochs=8, batch_size=3, lr=5e-3)
+    # a vector far from where the states are; an alpha that takes the first place from an answer that is known
+    options = {"rmu": {"coefficient": 20.0}, "whos_harry_potter": {"reinforce_lr": 5e-3, "alpha": 100.0}}.get(name, {})
+    given = {"epochs": 8, "batch_size": 3, "lr": 5e-3, "options": options, "forget_weight": 1.0}
+    found = run(model, forget, retain, objective=name, retain_term="nll" if name == "pdu" else "none", **given)
     with applied(model, found.delta):
         assert set_nll(model, rows) > before + 0.02
     assert set_nll(model, rows) == before
@@ -94,13 +109,44 @@ def test_every_objective_forgets(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_runs_leave_the_rest_alone(name):
     model, (forget, retain) = tiny(torch.float32), tiny_sets()
-    mask = wb.attribute.wagle(model, forget, retain).mask(0.2)
+    mask = wb.attribute.magnitude(model, forget, retain).mask(0.2)
     before = {n: p.detach().clone() for n, p in model.hf.named_parameters()}
     found = run(model, forget, retain, objective=name, mask=mask, epochs=3, batch_size=2, lr=1e-2, weight_decay=0.1)
     with applied(model, found.delta):
         for n, p in model.hf.named_parameters():
             assert torch.equal(p[~mask[n]], before[n][~mask[n]])
     assert found.audit.trainable == mask.count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_runs_in_bfloat16_with_adapters_and_with_sharpness(name):
+    model, sets = tiny(torch.bfloat16), tiny_sets()
+    before = model.fingerprint()
+    for given in ({}, {"lora": {"rank": 2, "alpha": 4}}, {"sharpness": 0.01}):
+        found = run(model, *sets, objective=name, epochs=1, batch_size=2, micro_batch=1, lr=1e-2, **given)
+        assert found.moved > 0
+        assert all(math.isfinite(row["loss"]) for row in found.history if "loss" in row)
+    assert model.fingerprint() == before
+
+
+def test_adapters_in_words_are_adapters():
+    model, sets = tiny(torch.float32), tiny_sets()
+    given = {"epochs": 2, "batch_size": 3, "lr": 1e-2}
+    one, two = (
+        run(model, *sets, lora=lora, **given) for lora in ({"rank": 2, "targets": ["q_proj"]}, Lora(rank=2, targets=("q_proj",)))
+    )
+    assert one.delta.id == two.delta.id
+    assert all("q_proj" in name for name in one.delta.changes)
+    assert one.delta.provenance.options["lora"] == {"rank": 2, "alpha": 16.0, "targets": ("q_proj",)}
+    with pytest.raises(UnknownNameError, match="unknown option of lora 'rang'. Did you mean 'rank'"):
+        run(model, *sets, lora={"rang": 2})
+
+
+def test_options_can_stand_in_a_file():
+    given = {"lora": {"rank": 8, "alpha": 16}, "refusals": ["no"], "sharpness": 0.01, "retain_weight": 2, "retain_term": "states"}
+    assert Member("arm", run).check_options(given) == given
+    with pytest.raises(InputError, match="option lora of arm is 8"):
+        Member("arm", run).check_options({"lora": 8})
 
 
 def test_retain_terms_keep_what_ascent_destroys():
@@ -150,7 +196,7 @@ def test_options_reach_the_objective():
     assert one.delta.provenance.options["objective"] == {"beta": 0.1}
 
 
-def test_refusals():
+def test_names_and_sets_that_cannot_be():
     model, (forget, retain) = tiny(torch.float32), tiny_sets()
     with pytest.raises(UnknownNameError, match="Did you mean 'simnpo'"):
         run(model, forget, retain, objective="sim-npo")
@@ -166,6 +212,32 @@ def test_every_member_is_exported():
 
 def test_reference_rows_do_not_depend_on_batching():
     model = tiny()
-    rows = encode_all(model, tiny_sets()[0])
+    rows = rows_of(model)[0]
     for one, row in zip(answer_logprob_rows(model, rows, batch_tokens=1000), rows, strict=True):
-        assert one.tolist() == pytest.approx(single(model, row), rel=1e-12)
+        assert one.tolist() == pytest.approx(logprobs(model, row), rel=1e-6)  # RMSNorm is float32
+
+
+def test_retain_terms_that_cannot_be():
+    model, sets = tiny(), tiny_sets()
+    for name, term, why in (
+        ("rmu", "nll", "no layer behind the one it reads. Possible: none, states"),
+        ("pdu", "none", "constraint is on the retain NLL. Possible: nll"),
+        ("task_vector", "kl", "negated, so what it kept would be lost. Possible: none"),
+        ("npo", "states", "that is rmu's. Possible: none, nll, kl"),
+    ):
+        with pytest.raises(InputError, match=f"retain_term '{term}' does not go with {name}: .*{why}"):
+            run(model, *sets, objective=name, retain_term=term)
+    with pytest.raises(UnknownNameError, match="unknown retain_term 'nl'. Did you mean 'nll'"):
+        weighting_of(objective["npo"], "nl", None, None)
+
+
+def test_rows_that_cannot_be_trained_on():
+    model, (forget, retain) = tiny(), tiny_sets()
+    long = wb.Examples([*forget, Example("long", "what " * 40, "blue")], "long")
+    for name in NAMES:
+        with pytest.raises(TooLongError, match=r"row 'long': \d+ tokens, but the model's context is 32"):
+            run(model, long, retain, objective=name)
+        with pytest.raises(DataError, match="share 4 rows"):
+            run(model, retain, retain, objective=name)
+    with pytest.raises(DataError, match="the set is empty"):
+        run(model, forget[:0], retain)

@@ -11,7 +11,7 @@ from torch import Tensor
 from workbench.core.errors import InputError, MismatchError, unknown
 from workbench.core.numerics import Forward, check_finite, wide
 from workbench.core.records import Examples, Provenance, check_disjoint
-from workbench.core.registry import objective
+from workbench.core.registry import Member, objective
 from workbench.core.runtime import announce
 from workbench.core.scores import Scores
 from workbench.load.batches import encode_all
@@ -178,7 +178,10 @@ def coverage(model: Model, names: Collection[str]) -> float:
 
 
 def find_loss(forget_loss: ExampleLoss | str) -> ExampleLoss:
-    """The loss of a name: "nll", or a registered objective whose reference is the model itself, as before the first step."""
+    """The loss of a name: "nll", or a registered objective whose reference is the model itself, as before the first step.
+
+    Raises: UnknownNameError for another name; InputError for an objective of other answers, of logits or of states.
+    """
     if not isinstance(forget_loss, str):
         return forget_loss
     if forget_loss == "nll":
@@ -186,6 +189,12 @@ def find_loss(forget_loss: ExampleLoss | str) -> ExampleLoss:
     if forget_loss.replace("-", "_") not in objective.names():
         raise unknown("forget_loss", forget_loss, ["nll", *objective.names()])
     member = objective[forget_loss]
+    if not _of_own_answers(member):
+        raise InputError(
+            f"forget_loss {member.name!r} is not read from the log-probabilities of the rows' own answers. Those that are: nll, "
+            f"{', '.join(one.name for one in objective if _of_own_answers(one))}. To score for learning other answers, take 'nll' "
+            "and rows that have them (Examples.answered)."
+        )
 
     def loss(passed: Forward, rows: list[int]) -> Float[Tensor, "batch"]:
         del rows
@@ -193,3 +202,8 @@ def find_loss(forget_loss: ExampleLoss | str) -> ExampleLoss:
 
     loss.__name__ = member.name
     return loss
+
+
+def _of_own_answers(member: Member) -> bool:
+    """Whether an objective is a loss of what a pass says about the rows' own answers, token by token."""
+    return (member.about["answers"], member.about["reads"], member.about["procedure"]) == ("own", "logprob", "descent")

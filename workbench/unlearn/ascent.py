@@ -1,4 +1,4 @@
-"""Gradient ascent on the forget set, alone and balanced by descent on the retain set."""
+"""Gradient ascent on the forget set, alone and balanced on the retain set by descent or by closeness to the reference."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,5 +32,22 @@ def gradient_difference(policy: Forward, reference: Forward | None = None) -> Fl
 
     Args, Returns: as `gradient_ascent`.
     Reference: Liu et al. 2022, arXiv:2203.12817; Maini et al. 2024, arXiv:2401.06121 (weights 1 and 1).
+    """
+    return gradient_ascent(policy, reference)
+
+
+@objective(retain="kl")
+def kl_minimization(policy: Forward, reference: Forward | None = None) -> Float[Tensor, "batch"]:
+    """Forget half of KL minimization: ascent on the forget example; `run` adds KL(reference || policy) on a retain example.
+
+    -NLL(forget) + retain_weight * (1/|y|) sum_t sum_v q_t(v) ln(q_t(v) / p_t(v))   over the retain answer's tokens,
+
+    with q the reference's and p the policy's distribution. The KL term is 0 at the reference and positive elsewhere.
+
+    Args, Returns: as `gradient_ascent`.
+    Reference: Maini et al. 2024, arXiv:2401.06121. TOFU's and OpenUnlearning's code average over all positions of the padded batch,
+        prompt and padding included (and OpenUnlearning forwards the retain rows twice). WAGLE's and SOUL's is -sum_v p ln q: the
+        other direction and without p's entropy, so that all mass on the reference's arg max is best. MUSE's takes raw logits for
+        log-probabilities. The retain term here is `retain_term="kl"` of `run`.
     """
     return gradient_ascent(policy, reference)

@@ -24,12 +24,23 @@ def npo(policy: Forward, reference: Forward | None = None, *, beta: float = 0.1)
     Reference: Zhang et al. 2024, arXiv:2404.05868. Sums over tokens. WAGLE's and SOUL's code put the token mean of the whole
         micro-batch inside the sigmoid, MUSE's puts raw logits of the whole vocabulary there: other losses.
     """
-    _check_beta("npo", beta)
+    check_beta("npo", beta)
     if reference is None or reference.logprob.shape != policy.logprob.shape:
         came = "none" if reference is None else str(tuple(reference.logprob.shape))
         raise ShapeError(f"npo: policy is {tuple(policy.logprob.shape)}, reference is {came}. Both must come from the same batch.")
     margin = sequence_logprob(policy) - sequence_logprob(reference)
     return (2 / beta) * softplus(beta * margin)
+
+
+@objective(retain="kl", needs_reference=True)
+def npo_kl(policy: Forward, reference: Forward | None = None, *, beta: float = 0.1) -> Float[Tensor, "batch"]:
+    """Negative preference optimization loss of each forget example; `run` adds KL(reference || policy) on a retain example.
+
+    Args, Returns, Raises: as `npo`.
+    Reference: Zhang et al. 2024, arXiv:2404.05868, "NPO+KL". Their code averages the KL over prompt and padding too; see
+        `kl_minimization`.
+    """
+    return npo(policy, reference, beta=beta)
 
 
 @objective(retain="nll", forget_weight=0.125)
@@ -48,10 +59,11 @@ def simnpo(policy: Forward, reference: Forward | None = None, *, beta: float = 4
     Reference: Fan et al. 2024, arXiv:2410.07163; defaults of their TOFU forget10 run, with the forget loss weighted 0.125.
     """
     del reference
-    _check_beta("simnpo", beta)
+    check_beta("simnpo", beta)
     return (2 / beta) * softplus(-beta * (mean_nll(policy) - margin))
 
 
-def _check_beta(name: str, beta: float) -> None:
+def check_beta(name: str, beta: float) -> None:
+    """InputError unless an inverse temperature is positive."""
     if not beta > 0:
         raise InputError(f"{name}: beta is {beta}, expected a positive number; beta -> 0 is gradient_ascent.")

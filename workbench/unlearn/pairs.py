@@ -12,138 +12,176 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from workbench.core.errors import ShapeError
-from workbench.core.numerics import Forward, answer_length, answer_logits, answer_logprobs, mean_nll, permutation
-from workbench.core.runtime import plan_memory
-from workbench.load.batches import Batch, Encoded, by_length, collate
+from workbench.core.numerics import Forward, answer_forward, mean_nll, permutation, token_mean
+from workbench.load.batches import Encoded, collate
 from workbench.load.models import Model
-from workbench.trace.forward import logits, row_nll, split
+from workbench.trace.forward import logits, row_nll
+from workbench.unlearn.cache import Kept, answer_distributions, answer_logprob_rows, reference_pass
+from workbench.unlearn.pdu import Dual
 
-ExampleObjective = Callable[[Forward, Forward | None], Float[Tensor, "batch"]]
+__all__ = ["Pairing", "Pairs", "Side", "Weighting", "answer_distributions", "answer_logprob_rows", "reference_pass", "set_nll"]
+
+ExampleObjective = Callable[..., Float[Tensor, "batch"]]
 
 
 _order = lru_cache(maxsize=64)(permutation)
 
 
 class Weighting(NamedTuple):
-    """What is added to what. retain_term: "none", "nll" or "kl"."""
+    """What is added to what. retain_term: "none", "nll", "kl" or "states"."""
 
     forget: float
     retain: float
     retain_term: str
 
 
-class Pairs:
-    """Forget rows, each with a retain partner that changes from epoch to epoch in an order fixed by the seed.
+class Side(NamedTuple):
+    """What the forget prompts are answered with, such as their own answers or refusals.
+
+    before: what the reference said about these answers, or None if it is not needed.
+    """
+
+    rows: Sequence[Encoded]
+    before: Kept | None = None
+
+
+class Pairing:
+    """Which rows are trained on together: a forget row, with one answer or two, and a retain partner; base of the tasks here.
+
+    The partner changes from epoch to epoch, in an order that the seed alone decides.
+    """
+
+    def __init__(self, model: Model, sides: Sequence[Side], retain: Sequence[Encoded], weighting: Weighting, seed: int) -> None:
+        self.model = model
+        self.sides = sides
+        self.retain = retain
+        self.weighting = weighting
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.sides[0].rows)
+
+    def partner(self, example: int, epoch: int) -> int:
+        """The retain row of a forget row: the next one in the retain set, shuffled anew each time all of it was used."""
+        again, place = divmod(epoch * len(self) + example, len(self.retain))
+        return _order(len(self.retain), self.seed * 1_000_003 + again)[place]
+
+    def partners(self, chosen: Sequence[int], epoch: int) -> list[int]:
+        """The retain rows of some forget rows; none without a retain term."""
+        return [] if self.weighting.retain_term == "none" else [self.partner(i, epoch) for i in chosen]
+
+    def tokens(self, chosen: Sequence[int], epoch: int) -> int:
+        """Tokens of the chosen pairs."""
+        rows = [side.rows[i] for side in self.sides for i in chosen] + [self.retain[i] for i in self.partners(chosen, epoch)]
+        return sum(len(row.tokens) for row in rows)
+
+    def names(self, chosen: Sequence[int]) -> list[str]:
+        """Ids of the chosen forget rows."""
+        return [self.sides[0].rows[i].id for i in chosen]
+
+
+class Pairs(Pairing):
+    """Forget rows, each with a retain partner; the losses are read from log-probabilities or logits.
 
     Args:
-        references: log-probability of each forget row's answer tokens under the reference, or None if not needed.
+        sides: the forget rows with their answers; two for an objective that compares two answers.
+        objective: of the policy's and the reference's pass on the first side, then on the second.
         known: distributions of the reference on the retain rows' answer tokens by row, for the KL term.
+        keep_logits: the objective reads logits.
+        dual: the multiplier of the retain term, in place of its weight.
     """
 
     def __init__(
         self,
         model: Model,
-        forget: Sequence[Encoded],
+        sides: Sequence[Side],
         retain: Sequence[Encoded],
         *,
         objective: ExampleObjective,
         weighting: Weighting,
-        references: Sequence[Float[Tensor, "_"]] | None = None,
         known: dict[int, Float[Tensor, "_ d_vocab"]] | None = None,
+        keep_logits: bool = False,
+        dual: Dual | None = None,
         seed: int = 0,
     ) -> None:
-        self.model = model
-        self.forget = forget
-        self.retain = retain
+        super().__init__(model, sides, retain, weighting, seed)
         self.objective = objective
-        self.weighting = weighting
-        self.references = references
         self.known = known or {}
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.forget)
-
-    def partner(self, example: int, epoch: int) -> int:
-        """The retain row of a forget row: the next one in the retain set, shuffled anew each time all of it was used."""
-        again, place = divmod(epoch * len(self.forget) + example, len(self.retain))
-        return _order(len(self.retain), self.seed * 1_000_003 + again)[place]
-
-    def tokens(self, chosen: Sequence[int], epoch: int) -> int:
-        """Tokens of the chosen pairs."""
-        both = sum(len(self.forget[i].tokens) for i in chosen)
-        if self.weighting.retain_term != "none":
-            both += sum(len(self.retain[self.partner(i, epoch)].tokens) for i in chosen)
-        return both
+        self.keep_logits = keep_logits
+        self.dual = dual
 
     def losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
-        """Loss of each chosen pair, from one forward pass over both halves."""
-        term = self.weighting.retain_term
-        partners = [] if term == "none" else [self.partner(i, epoch) for i in chosen]
-        rows = [self.forget[i] for i in chosen] + [self.retain[i] for i in partners]
-        batch = collate(rows, device=self.model.device)
-        out = logits(self.model, batch)
-        passed = Forward(answer_logprobs(out, batch.tokens, batch.answer), batch.answer)
-        policy, kept = split(passed, len(chosen))
-        total = self.weighting.forget * self.objective(policy, self._reference(chosen, policy))
-        if term == "nll":
-            total = total + self.weighting.retain * mean_nll(kept)
-        elif term == "kl":
-            now = answer_logits(out[len(chosen) :], kept.mask).log_softmax(-1)
-            total = total + self.weighting.retain * self._divergence(now, kept, partners)
+        """Loss of each chosen pair, from one forward pass over all its rows."""
+        partners = self.partners(chosen, epoch)
+        n = len(chosen)
+        passed = self._forward(self._answers(chosen), partners)
+        total = self._forget(chosen, passed)
+        if partners:
+            total = total + self._kept(partners, passed.part(n * len(self.sides), n * (len(self.sides) + 1)), epoch)
         return total
 
-    def _reference(self, chosen: Sequence[int], policy: Forward) -> Forward | None:
-        """The reference's pass on the same batch, put together from what was kept."""
-        return None if self.references is None else reference_pass([self.references[i] for i in chosen], policy)
+    def sharp_losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """The forget half alone, weighted."""
+        del epoch
+        return self._forget(chosen, self._forward(self._answers(chosen), []))
 
-    def _divergence(self, now: Tensor, kept: Forward, partners: list[int]) -> Float[Tensor, "example"]:
-        """Mean over a retain row's answer tokens of KL(reference || policy), in nats.
+    def other_losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """The retain half alone, weighted; zeros without a retain term."""
+        partners = self.partners(chosen, epoch)
+        if not partners:
+            return torch.zeros(len(chosen), device=self.model.device)
+        return self._kept(partners, self._forward([], partners), epoch)
 
-        TOFU's code averages over all positions, prompt and padding included; this averages over the answer alone.
-        """
-        before = torch.cat([self.known[i] for i in partners]).to(now.device)
-        each = (before.exp() * (before - now)).sum(-1)
-        length = answer_length(kept.mask)
-        return pad_sequence(list(each.split(length.tolist())), batch_first=True).sum(-1) / length
+    def observed(self) -> dict[str, float]:
+        """The multiplier and by how much the retain rows are above their bound, where there is one."""
+        return {} if self.dual is None else self.dual.observed()
+
+    def stepped(self) -> None:
+        """Move the multiplier, where there is one."""
+        if self.dual is not None:
+            self.dual.step()
+
+    def _answers(self, chosen: Sequence[int]) -> list[Encoded]:
+        return [side.rows[i] for side in self.sides for i in chosen]
+
+    def _forward(self, rows: list[Encoded], partners: Sequence[int]) -> Forward:
+        batch = collate(rows + [self.retain[i] for i in partners], device=self.model.device)
+        needed = (bool(rows) and self.keep_logits) or (bool(partners) and self.weighting.retain_term == "kl")
+        return answer_forward(logits(self.model, batch), batch.tokens, batch.answer, keep_logits=needed)
+
+    def _forget(self, chosen: Sequence[int], passed: Forward) -> Float[Tensor, "example"]:
+        """The objective of each chosen forget row, weighted, from a pass whose first rows are theirs."""
+        n = len(chosen)
+        passes: list[Forward | None] = []
+        for k, side in enumerate(self.sides):
+            policy = passed.part(k * n, (k + 1) * n)
+            passes += [policy, None if side.before is None else side.before.passed(chosen, policy)]
+        return self.weighting.forget * self.objective(*passes)
+
+    def _kept(self, partners: Sequence[int], kept: Forward, epoch: int) -> Float[Tensor, "example"]:
+        """The retain term of each partner, weighted."""
+        if self.dual is not None:
+            return self.dual.loss(mean_nll(kept), epoch)
+        if self.weighting.retain_term == "kl":
+            return self.weighting.retain * divergence([self.known[i] for i in partners], kept)
+        return self.weighting.retain * mean_nll(kept)
 
 
-def reference_pass(rows: Sequence[Float[Tensor, "_"]], policy: Forward) -> Forward:
-    """The reference's pass on the policy's batch, put together from what `answer_logprob_rows` kept of each of its rows."""
-    kept = torch.cat(list(rows)).to(policy.logprob.device)
-    return Forward(torch.zeros_like(policy.logprob).masked_scatter(policy.mask, kept), policy.mask)
+def divergence(reference: Sequence[Float[Tensor, "_ d_vocab"]], policy: Forward) -> Float[Tensor, "example"]:
+    """Mean over a row's answer tokens of KL(reference || policy) = sum_v q (ln q - ln p), in nats; >= 0.
 
+    TOFU's code averages over all positions, prompt and padding included; this averages over the answer alone. -sum_v p ln q, which
+    WAGLE's and SOUL's code minimizes, is the other direction and has no entropy term.
 
-@torch.no_grad()
-def answer_logprob_rows(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) -> list[Float[Tensor, "_"]]:
-    """Log-probability of every answer token of each row under `model`, one tensor a row, in nats."""
-    kept: dict[int, Tensor] = {}
-    for chosen, batch in _batches(model, rows, batch_tokens):
-        found = answer_logprobs(logits(model, batch), batch.tokens, batch.answer)
-        kept |= {i: found[k][batch.answer[k]] for k, i in enumerate(chosen)}
-    return [kept[i] for i in range(len(rows))]
-
-
-@torch.no_grad()
-def answer_distributions(
-    model: Model, rows: Sequence[Encoded], wanted: Sequence[int], *, batch_tokens: int = 4096
-) -> dict[int, Float[Tensor, "_ d_vocab"]]:
-    """Log-probabilities over the whole vocabulary at every answer token of the wanted rows, float32 on the CPU.
-
-    Raises: MemoryPlanError if they would not fit: 4 bytes x answer tokens x vocabulary.
+    Args: reference: its log-probabilities at the answer tokens of each row.   policy: a pass on these rows, with logits.
+    Raises: ShapeError for a pass without logits.
     """
-    tokens = sum(len(rows[i].tokens) - rows[i].start for i in wanted)
-    cure = "Use retain_term='nll', or fewer retain rows or epochs."
-    plan_memory("unlearn: the KL term's reference", 4 * tokens * model.d_vocab, torch.device("cpu"), cure=cure)
-    kept: dict[int, Tensor] = {}
-    for chosen, batch in _batches(model, [rows[i] for i in wanted], batch_tokens):
-        found = answer_logits(logits(model, batch), batch.answer).log_softmax(-1).cpu()
-        pieces = found.split(batch.answer.sum(-1).tolist())
-        kept |= {wanted[i]: piece for i, piece in zip(chosen, pieces, strict=True)}
-    return kept
+    if policy.logits is None:
+        raise ShapeError("divergence: the policy's pass has no logits; make it with keep_logits=True.")
+    before, now = torch.cat(list(reference)).to(policy.logits.device), policy.logits.log_softmax(-1)
+    return token_mean((before.exp() * (before - now)).sum(-1), policy.mask)
 
 
 def set_nll(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) -> float:
@@ -151,8 +189,3 @@ def set_nll(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) 
     if not rows:
         raise ShapeError("set_nll: there are no rows.")
     return float(row_nll(model, rows, batch_tokens=batch_tokens).mean())
-
-
-def _batches(model: Model, rows: Sequence[Encoded], batch_tokens: int) -> list[tuple[list[int], Batch]]:
-    groups = by_length(rows, max_tokens=batch_tokens)
-    return [(chosen, collate([rows[i] for i in chosen], device=model.device)) for chosen in groups]

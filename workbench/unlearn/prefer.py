@@ -14,9 +14,9 @@ from workbench.core.registry import preference
 from workbench.load.batches import EncodedPair, collate, encode_pairs
 from workbench.load.models import Model
 from workbench.trace.forward import forward, split
-from workbench.train.loop import fit
-from workbench.unlearn.pairs import answer_logprob_rows, reference_pass
-from workbench.unlearn.run import Unlearned
+from workbench.train.lora import Lora
+from workbench.unlearn.cache import answer_logprob_rows, reference_pass
+from workbench.unlearn.training import Training, Unlearned, read_lora
 
 PairObjective = Callable[[Forward, Forward, Forward | None, Forward | None], Float[Tensor, "batch"]]
 
@@ -48,6 +48,10 @@ class Preferences:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def names(self, chosen: Sequence[int]) -> list[str]:
+        """Ids of the chosen pairs."""
+        return [self.pairs[i].id for i in chosen]
 
     def tokens(self, chosen: Sequence[int], epoch: int) -> int:
         """Tokens of both answers, with the prompt, of the chosen pairs."""
@@ -113,6 +117,7 @@ def prefer(
     objective: str = "dpo",
     options: Mapping[str, Any] | None = None,
     mask: Mask | None = None,
+    lora: Lora | Mapping[str, Any] | None = None,
     epochs: int = 1,
     batch_size: int = 16,
     micro_batch: int | None = None,
@@ -121,6 +126,7 @@ def prefer(
     warmup: float = 0.0,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
+    sharpness: float = 0.0,
     seed: int = 0,
     end: bool = True,
     show: bool = False,
@@ -133,11 +139,12 @@ def prefer(
     Args:
         objective: a registered preference objective: dpo, ipo, dpo_sft.
         options: the objective's own options, such as {"beta": 0.1}.
-        mask: only these weights can move; the others keep their bits.
+        mask: only these weights can move; the others keep their bits.   lora: train low-rank adapters in place of the weights.
         lr: peak rate of AdamW. The default suits small models such as `data/organism/full`; models of billions of weights are
             tuned with 1e-7 to 1e-5.
         end: whether answers end with the end-of-text token. Scores of the same pairs must have the same; see `score.ches`.
-        epochs, batch_size, micro_batch, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`; an example is a pair.
+        lora, sharpness, epochs, batch_size, micro_batch, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`; an
+            example is a pair.
     Returns: the Delta, its audit, and a history whose lines also have logp_chosen, logp_rejected, margin and accuracy of the step's
         pairs before the step, see `Preferences.observed`.
     Raises: UnknownNameError for the objective or an option; TooLongError naming every pair that does not fit the context; DataError
@@ -152,22 +159,7 @@ def prefer(
         objective=lambda *passes: member.function(*passes, **given),
         references=pair_logprob_rows(model, coded) if member.about["needs_reference"] else None,
     )
-    about = Provenance(
-        member.name,
-        model.fingerprint(),
-        {"pairs": pairs.fingerprint()},
-        {"objective": member.options | given, "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule}
-        | {"warmup": warmup, "weight_decay": weight_decay, "clip_norm": clip_norm, "end": end}
-        | {"mask": None if mask is None else mask.provenance.as_dict()},
-        seed,
-        str(model.dtype),
-        "mean over pairs",
-    )
-    trained = fit(
-        model,
-        task,
-        about,
-        mask=mask,
+    training = Training(
         epochs=epochs,
         batch_size=batch_size,
         micro_batch=micro_batch,
@@ -176,7 +168,20 @@ def prefer(
         warmup=warmup,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
+        sharpness=sharpness,
+        lora=read_lora(lora),
+        mask=mask,
         seed=seed,
         show=show,
     )
+    about = Provenance(
+        member.name,
+        model.fingerprint(),
+        {"pairs": pairs.fingerprint()},
+        {"objective": member.options | given, "end": end} | training.recorded(),
+        seed,
+        str(model.dtype),
+        "mean over pairs",
+    )
+    trained = training.fit(model, task, about)
     return Unlearned(trained.delta, trained.history, trained.audit, trained.delta.by_layer(model))
