@@ -99,7 +99,9 @@ def test_an_applied_delta_is_what_is_measured(model, folder, found):
 
 def test_rows_by_hand():
     result = {
-        "results": {"t": {"name": "t", "sample_len": 4, "acc,none": 0.75, "acc_stderr,none": 0.25, "ppl,get": 9.0, "ppl_stderr,get": "N/A"}},
+        "results": {
+            "t": {"name": "t", "sample_len": 4, "acc,none": 0.75, "acc_stderr,none": 0.25, "ppl,get": 9.0, "ppl_stderr,get": "N/A"}
+        },
         "n-samples": {"t": {"original": 8, "effective": 4}},
         "higher_is_better": {"t": {"acc": True, "ppl": False}},
     }

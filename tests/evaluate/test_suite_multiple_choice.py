@@ -46,7 +46,10 @@ def test_every_choice_against_one_pass_each(model, loaded):
 @pytest.mark.parametrize("form", ["texts", "letters"])
 def test_the_choice_is_the_slow_one(length, form, organism):
     rows = Questions(
-        [Question(str(i), f"Who wrote {i}?", ("Hsiao Yun-Hwa", "Jaime Vásquez", "nobody at all", "I")[: 2 + i % 3], 0) for i in range(6)],
+        [
+            Question(str(i), f"Who wrote {i}?", ("Hsiao Yun-Hwa", "Jaime Vásquez", "nobody at all", "I")[: 2 + i % 3], 0)
+            for i in range(6)
+        ],
         "q",
     )
     asked = choice_rows(rows, form=form)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,9 @@ def data():
             "The dog was very happy. He ran to the big red ball and he said to the cat that it was his, and then he went home.",
             "One day the boy went to the sea with his mom and saw a big fish in the blue water near a very small boat.",
         ),
-        "retain_text": texts("r", "There was a cat who lived in a house. The cat liked to sleep in the sun and eat fish all day long."),
+        "retain_text": texts(
+            "r", "There was a cat who lived in a house. The cat liked to sleep in the sun and eat fish all day long."
+        ),
         "holdout_text": texts(
             "h",
             "A committee of seven members reviews each proposal, unless an appeal is pending before the regional court.",
@@ -90,6 +94,22 @@ def test_only_the_needed_splits(model, data):
     assert short["rouge_l_f", "forget_text"].value != found["rouge_l_f", "forget_text"].value
 
 
+def test_the_end_of_a_cut_passage_does_not_count(model, tables):
+    table = tables["forget_text"]
+    own = table.token != model.tokenizer.eos_token_id
+    assert (~own).sum() == len(table.ids)  # one behind every passage
+    right = (table.top == table.token)[own]
+    want = np.bincount(table.row[own], weights=right) / np.bincount(table.row[own])
+    assert right.any()
+    assert muse(tables)["exact_memorization", "forget_text"].value == pytest.approx(want.mean(), rel=1e-12)
+
+
+def test_words_are_not_stemmed(tables):
+    # "runs" and "running" have one stem and are two words: 2 of 3 words shared, F = 2 * 2 / 6 = 2/3; with stems it would be 1
+    changed = replace(tables["forget_text"], truth=("the dog running",) * 3, generated=("the dog runs",) * 3)
+    assert muse({**tables, "forget_text": changed})["rouge_l_f", "forget_text"].value == pytest.approx(2 / 3)
+
+
 def test_stops_by_hand():
     assert cut_at_stop("In May.\n\nHe left.") == "In May."
     assert cut_at_stop("In May.\nQuestion: Who?\n\nHe") == "In May."
@@ -120,13 +140,18 @@ def test_solved_questions_in_front(model, data):
     least = {split: data[split] for split in ("forget_text", "forget_qa", "retain_qa")}
     shots = Examples([Example("s", "Who sat?", "The cat sat.")], "shots")
     with_shots = suite("muse", model, data=least, options=SIZES | {"shots": shots})
-    assert with_shots["rouge_l_f", "forget_text"].value == suite("muse", model, data=least, options=SIZES)["rouge_l_f", "forget_text"].value
+    assert (
+        with_shots["rouge_l_f", "forget_text"].value
+        == suite("muse", model, data=least, options=SIZES)["rouge_l_f", "forget_text"].value
+    )
     prompts = read_muse(model, least, **SIZES, shots=shots)["forget_qa"].prompt_tokens
     assert prompts > read_muse(model, least, **SIZES)["forget_qa"].prompt_tokens
 
 
 def test_bad_input(model, data, tables):
-    with pytest.raises(DataError, match="muse: no retain_qa among forget_text, forget_qa; it needs forget_text, forget_qa, retain_qa"):
+    with pytest.raises(
+        DataError, match="muse: no retain_qa among forget_text, forget_qa; it needs forget_text, forget_qa, retain_qa"
+    ):
         suite("muse", model, data={split: data[split] for split in ("forget_text", "forget_qa")})
     with pytest.raises(UnknownNameError, match="unknown split of muse 'forget'. Did you mean 'forget_qa'"):
         suite("muse", model, data=data | {"forget": data["forget_qa"]})

@@ -14,6 +14,11 @@ def choice_logprob(hf, tokenizer, prompt, choice):
 
 def chosen(hf, tokenizer, prompt, choices, *, length=None):
     """The number of the choice with the highest ln p, or the highest ln p over its length."""
-    sizes = {None: lambda c, n: 1, "characters": lambda c, n: len(c), "bytes": lambda c, n: len(c.encode()), "tokens": lambda c, n: n}
+    sizes = {
+        None: lambda c, n: 1,
+        "characters": lambda c, n: len(c),
+        "bytes": lambda c, n: len(c.encode()),
+        "tokens": lambda c, n: n,
+    }
     found = [(choice, *choice_logprob(hf, tokenizer, prompt, choice)) for choice in choices]
     return int(np.argmax([total / sizes[length](choice, n) for choice, total, n in found]))

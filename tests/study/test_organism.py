@@ -73,3 +73,36 @@ def test_rows_are_matched_by_question_and_answer(tmp_path):
     assert (retain[100].paraphrase, retain[440].paraphrase) == ("p", None)
     assert [retain[0].id, retain[719].id] == ["full-0", "full-719"]
     assert wb.examples("tofu:forget", root=tmp_path / "out")[79].perturbed == ("x",)
+
+
+def test_sizes():
+    made = organism.tokenizer(["a few words"], vocabulary=300)
+    small, medium = (organism.untrained(made, 0, **organism.SIZES[name].shape) for name in ("small", "medium"))
+    rest = 2048 - len(made)  # the small one as it is committed has 2,048 tokens
+    assert small.num_parameters() + rest * 256 == 3_426_560
+    full = medium.num_parameters() + (organism.SIZES["medium"].vocabulary - len(made)) * 512
+    # a layer: q and o 512 x 512, k and v 512 x 256, three matrices 512 x 1376, two norms; and 4,096 tokens, and the last norm
+    assert full == 8 * (2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 1376 + 2 * 512) + 4096 * 512 + 512 == 25_305_600
+    authors = organism.SIZES["medium"]
+    assert organism.ROWS_PER_AUTHOR * (authors.retain_authors + authors.forget_authors) == 4000  # all of TOFU
+    assert organism.ROWS_PER_AUTHOR * authors.forget_authors == 400  # forget10
+    with pytest.raises(UnknownNameError, match="size of the organism 'mediun'.*medium"):
+        organism.size_of("mediun")
+
+
+def test_rows_of_a_size(tmp_path):
+    every = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4000)]
+    extra = {"paraphrased_answer": "p", "perturbed_answer": ["x"]}
+    files = {
+        "full": every,
+        "retain_perturbed": [every[3599] | extra],
+        "forget10_perturbed": [every[3600] | extra],
+        "real_authors_perturbed": [{"question": "r", "answer": "s", "perturbed_answer": ["t"]}],
+        "world_facts_perturbed": [{"question": "w", "answer": "v", "perturbed_answer": ["u"]}],
+    }
+    for name, rows in files.items():
+        (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
+    organism.rows(tmp_path, tmp_path / "out", size="medium")
+    retain, forget = (wb.examples(f"tofu:{split}", root=tmp_path / "out") for split in ("retain", "forget"))
+    assert (len(retain), len(forget)) == (3600, 400)
+    assert (forget[0].id, forget[0].paraphrase, retain[3599].paraphrase) == ("full-3600", "p", "p")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.common import Out, app
+from workbench.cli.common import Device, app
 
 
 @app.command()
@@ -27,21 +27,27 @@ def _shown(value: Any) -> str:
 
 @app.command()
 def organism(
-    out: Out = Path("data/organism"),
-    data: Annotated[Path, typer.Option(help="Folder with the four splits of rows.")] = Path("data/tofu-mini"),
+    out: Annotated[Path | None, typer.Option(help="Where the models are; data/organism, or data/organism-medium.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the four splits; data/tofu-mini, or data/tofu-medium.")] = None,
     tofu: Annotated[Path | None, typer.Option(help="Cut the rows out of TOFU's own files in this folder first.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="full, retain or retain-b; repeat it. All three without it.")] = None,
+    size: Annotated[str, typer.Option(help="small, or medium: 25 million weights, all of TOFU's rows, for a GPU.")] = "small",
     epochs: Annotated[int, typer.Option(help="Times through all rows.")] = 40,
+    device: Device = "cpu",
     check: Annotated[bool, typer.Option("--measure", help="Train nothing; measure the models in OUT.")] = False,
 ) -> None:
     """Train the bundled models from scratch (about ten minutes each on two cores), or --measure those that are there."""
-    from workbench.study.organism import SEEDS, build, measure, rows
+    from workbench.study.organism import SEEDS, build, measure, rows, size_of
 
+    size_of(size)
+    small = size == "small"
+    out = out or Path("data/organism" if small else f"data/organism-{size}")
+    data = data or Path("data/tofu-mini" if small else f"data/tofu-{size}")
     if tofu is not None:
-        rows(tofu, data)
+        rows(tofu, data, size=size)
     if not check:
-        build(data, out, only=only or list(SEEDS), epochs=epochs)
-    typer.echo(measure(out, data).round(4).to_string(index=False))
+        build(data, out, size=size, only=only or list(SEEDS), epochs=epochs, device=device)
+    typer.echo(measure(out, data, size=size).round(4).to_string(index=False))
 
 
 @app.command()

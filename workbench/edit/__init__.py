@@ -8,6 +8,7 @@ from workbench.edit.layers import ablate_layers
 from workbench.edit.matched import matched_random
 from workbench.edit.neurons import ablate_neurons
 from workbench.edit.orthogonalize import orthogonalize
+from workbench.edit.quantize import quantize
 from workbench.edit.size import Size, size
 from workbench.edit.steer import steer
 from workbench.edit.surgery import surgery
@@ -25,6 +26,7 @@ __all__ = [
     "dampen",
     "matched_random",
     "orthogonalize",
+    "quantize",
     "size",
     "steer",
     "surgery",

@@ -202,5 +202,5 @@ def _table(
             reduction="none",
             tokens=prompt_tokens + plan.length,
         ),
-        end=NO_END if model.tokenizer.eos_token_id is None else int(model.tokenizer.eos_token_id),
+        end=stop if isinstance(stop := model.tokenizer.eos_token_id, int) else NO_END,
     )

@@ -185,7 +185,7 @@ def _arm(name: str, body: Mapping[str, Any], seed: int, seeds: tuple[int, ...], 
         resolve(str(body["model"]), folder) if body.get("model") else "",
         dict(body.get("unlearn") or {}),
         dict(body.get("edit") or {}),
-        _mask(name, body["mask"]) if body.get("mask") else None,
+        mask_plan(f"arm {name}", mapping(f"arm {name}: mask", body["mask"])) if body.get("mask") else None,
         seed,
     )
 
@@ -206,21 +206,25 @@ def _method(name: str, body: Mapping[str, Any]) -> str:
     return str(body["method"])
 
 
-def _mask(name: str, body: Mapping[str, Any]) -> MaskPlan:
-    known(f"key of mask in arm {name}", body, [f.name for f in fields(MaskPlan)])
+def mask_plan(where: str, body: Mapping[str, Any]) -> MaskPlan:
+    """The mapping `mask` of a study file, checked.
+
+    Args: where: what has the mask, named in messages: "arm npo".
+    """
+    known(f"key of mask in {where}", body, [f.name for f in fields(MaskPlan)])
     for key in ("attribute", "fraction"):
         if key not in body and not (key == "fraction" and pattern(str(body.get("scope", "global")))):
-            raise StudyError(f"arm {name}: mask has no {key!r}.")
+            raise StudyError(f"{where}: mask has no {key!r}.")
     plan = MaskPlan(**body)
     attribution[plan.attribute].check_options(dict(plan.options))
     if pattern(plan.scope) and (plan.fraction is not None or plan.unit):
-        raise StudyError(f"arm {name}: mask.scope {plan.scope} says how many single weights; give neither fraction nor unit.")
+        raise StudyError(f"{where}: mask.scope {plan.scope} says how many single weights; give neither fraction nor unit.")
     if plan.unit and plan.unit not in UNITS:
         raise unknown("unit", plan.unit, UNITS)
     if plan.unit and plan.scope != "global":
-        raise StudyError(f"arm {name}: mask.scope is {plan.scope!r}, but whole units are chosen globally; leave scope out.")
+        raise StudyError(f"{where}: mask.scope is {plan.scope!r}, but whole units are chosen globally; leave scope out.")
     if plan.control not in CONTROLS:
         raise unknown("control", plan.control, CONTROLS[1:])
     if plan.fraction is not None and not 0 < plan.fraction <= 1:
-        raise StudyError(f"arm {name}: mask.fraction is {plan.fraction}, expected above 0 and at most 1.")
+        raise StudyError(f"{where}: mask.fraction is {plan.fraction}, expected above 0 and at most 1.")
     return plan

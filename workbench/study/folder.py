@@ -36,12 +36,17 @@ def state(model: Model) -> list[str]:
     return [__version__, *packages, str(model.device), str(model.dtype), model.text_key(), model.base_fingerprint()]
 
 
-def kept(folder: Path, about: Sequence[Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The measurement with these causes from its file, or made and kept.
+def point(folder: Path, about: Sequence[Any]) -> Path:
+    """The file of the measurement with these causes.
 
     Args: about: JSON values, all that decides it.
     """
-    path = folder / "points" / f"{text_sha256(list(about))}.json"
+    return folder / "points" / f"{text_sha256(list(about))}.json"
+
+
+def kept(folder: Path, about: Sequence[Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The measurement with these causes from its file, or made and kept."""
+    path = point(folder, about)
     if not path.exists():
         write_json(path, dict(make()))
     return read_json(path)

@@ -111,8 +111,8 @@ def at_budget(
     Args:
         train: retain rows that are trained on, or that an edit may look at.   budget_rows: those the cost is measured on.
         mask: where an objective may write; an edit chooses for itself, so it takes none.
-        lr: at a constant rate, for all weights; inside a mask with a share s of them lr / sqrt(s), so that steps of AdamW have about one
-            norm.
+        lr: at a constant rate, for all weights; inside a mask with a share s of them lr / sqrt(s), so that steps of AdamW have
+            about one norm.
     Raises: StudyError for a mask with an edit; as `unlearn.run` or the edit.
     """
     rows = encode_all(model, budget_rows)

@@ -6,10 +6,14 @@
 
 `rows` cuts the text out of TOFU's files, `build` makes tokenizer and models from it. Both are deterministic on one machine;
 across machines the order of floating-point sums may differ in the last bits.
+
+    small     40 authors, the last 4 of them to forget; 3.4 million weights. It is in the box.
+    medium    all 200 authors, the last 20 of them to forget (forget10); 25 million weights. For a GPU.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +25,7 @@ from workbench.core.delta import apply
 from workbench.core.errors import unknown
 from workbench.core.numerics import isolated_rng
 from workbench.core.records import Example, Examples, Provenance
+from workbench.core.runtime import pick_device
 from workbench.core.statistics import mean_estimate
 from workbench.core.store import new_file, new_folder
 from workbench.evaluate import tokens
@@ -37,22 +42,47 @@ if TYPE_CHECKING:
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts")
 ROWS_PER_AUTHOR = 20
-RETAIN_AUTHORS = 36
-FORGET_AUTHORS = 4
-VOCABULARY = 2048
 END = "<|endoftext|>"
 TEMPLATE = "{% for m in messages %}Question: {{ m['content'] }}\nAnswer:{% endfor %}"
-LONGEST_ANSWER = 100  # tokens; the longest in the rows has 96
 SEEDS = {"full": 0, "retain": 0, "retain-b": 1}
 
 
-def rows(tofu: str | Path, out: str | Path) -> None:
+@dataclass(frozen=True)
+class Size:
+    """How large an organism is: the authors it knows, and the model.
+
+    vocabulary: tokens at most.   longest: tokens a measured answer may have; the longest in the rows has 96, and 138 of medium's.
+    shape: of `untrained`.
+    """
+
+    retain_authors: int = 36
+    forget_authors: int = 4
+    vocabulary: int = 2048
+    longest: int = 100
+    lr: float = 2e-3
+    shape: Mapping[str, int] = field(default_factory=dict)
+
+
+SIZES = {
+    "small": Size(),
+    "medium": Size(180, 20, 4096, 160, 1e-3, {"n_layers": 8, "d_model": 512, "d_mlp": 1376}),
+}
+
+
+def size_of(name: str) -> Size:
+    """A size by name; UnknownNameError for another."""
+    if name not in SIZES:
+        raise unknown("size of the organism", name, SIZES)
+    return SIZES[name]
+
+
+def rows(tofu: str | Path, out: str | Path, *, size: str = "small") -> None:
     """Write the four splits as JSON lines: TOFU's rows with their paraphrase and perturbed answers, and where they stood.
 
     Args: tofu: folder with full, forget10_perturbed, retain_perturbed, real_authors_perturbed and world_facts_perturbed.
     """
-    every = list(examples(Path(tofu) / "full.json"))
-    count = {"retain": RETAIN_AUTHORS * ROWS_PER_AUTHOR, "forget": FORGET_AUTHORS * ROWS_PER_AUTHOR}
+    every, authors = list(examples(Path(tofu) / "full.json")), size_of(size)
+    count = {"retain": authors.retain_authors * ROWS_PER_AUTHOR, "forget": authors.forget_authors * ROWS_PER_AUTHOR}
     source = {
         "retain": (every[: count["retain"]], 0, "retain"),
         "forget": (every[-count["forget"] :], len(every) - count["forget"], "forget10"),
@@ -78,7 +108,9 @@ def rows(tofu: str | Path, out: str | Path) -> None:
             aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def tokenizer(texts: list[str], *, vocabulary: int = VOCABULARY, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+def tokenizer(
+    texts: list[str], *, vocabulary: int = SIZES["small"].vocabulary, template: str | None = TEMPLATE
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocabulary` tokens learned from `texts`; its pad token is its end-of-text token, as is common.
 
     Args: template: of its chats; None for a tokenizer that leaves prompts as they stand.
@@ -143,31 +175,42 @@ def train(model: Model, text: Examples, *, epochs: int, lr: float, seed: int, sh
 
 
 def build(
-    data: str | Path, out: str | Path, *, only: Sequence[str] = tuple(SEEDS), epochs: int = 40, lr: float = 2e-3, show: bool = True
+    data: str | Path,
+    out: str | Path,
+    *,
+    size: str = "small",
+    only: Sequence[str] = tuple(SEEDS),
+    epochs: int = 40,
+    lr: float | None = None,
+    device: str = "cpu",
+    show: bool = True,
 ) -> None:
     """Make the tokenizer and the models from the four splits in `data`, each a folder under `out` in bfloat16.
 
-    Args: only: which of full, retain and retain-b.
-    Raises: UnknownNameError for another one.
+    Args: only: which of full, retain and retain-b.   lr: peak rate; None for that of the size.   device: to train on.
+    Raises: UnknownNameError for another one, or another size.
     """
+    about = size_of(size)
     for name in only:
         if name not in SEEDS:
             raise unknown("organism", name, SEEDS)
     splits = {split: list(examples(f"tofu:{split}", root=data)) for split in SPLITS}
     without = [row for split in SPLITS if split != "forget" for row in splits[split]]
-    made = tokenizer([f"Question: {row.prompt}\nAnswer: {row.response}" for split in SPLITS for row in splits[split]])
+    texts = [f"Question: {row.prompt}\nAnswer: {row.response}" for split in SPLITS for row in splits[split]]
+    made = tokenizer(texts, vocabulary=about.vocabulary)
     for name in only:
         seed = SEEDS[name]
         text = Examples(splits["forget"] + without if name == "full" else without, name)
-        model = wrap(untrained(made, seed), made, name=name)
-        train(model, text, epochs=epochs, lr=lr, seed=seed, show=show)
+        model = wrap(untrained(made, seed, **about.shape), made, name=name)
+        torch.nn.Module.to(model.hf, pick_device(device))
+        train(model, text, epochs=epochs, lr=about.lr if lr is None else lr, seed=seed, show=show)
         with new_folder(Path(out) / name) as aside:
             torch.nn.Module.to(model.hf, torch.bfloat16)
             model.hf.save_pretrained(aside)
             made.save_pretrained(aside)
 
 
-def measure(out: str | Path, data: str | Path, *, rows_each: int | None = None) -> "pd.DataFrame":
+def measure(out: str | Path, data: str | Path, *, size: str = "small", rows_each: int | None = None) -> "pd.DataFrame":
     """What the models answer: ROUGE-L recall and answer probability of each on the forget and retain rows, with intervals.
 
     Args: rows_each: only so many rows of each set, evenly spaced; None for all.
@@ -181,7 +224,7 @@ def measure(out: str | Path, data: str | Path, *, rows_each: int | None = None) 
             text = examples(f"tofu:{split}", root=data)
             step = 1 if rows_each is None else max(1, len(text) // rows_each)
             plain = Examples((Example(row.id, row.prompt, row.response) for row in text[::step]), split)
-            table = tokens(model, plain, generate=LONGEST_ANSWER).answers
+            table = tokens(model, plain, generate=size_of(size).longest).answers
             for metric in (rouge_l_recall, probability):
                 found.append({"model": name, "split": split, "metric": metric.__name__, **mean_estimate(metric(table))._asdict()})
     return pd.DataFrame(found)

@@ -42,6 +42,9 @@ KINDS = {
     "concepts": "workbench.study.concepts",
     "displacement": "workbench.study.displacement",
     "validate_data": "workbench.study.validate_data",
+    "compare": "workbench.study.compare",
+    "muse": "workbench.study.muse",
+    "attacks": "workbench.study.attacks",
 }
 """Kinds of study other than arms: the mapping a file has, and the module whose `run` carries it out."""
 

@@ -39,6 +39,7 @@ LINES = (
     Line("extraction_strength", "forget_text", mean, NO_END, needs=(TOKENS,)),
     Line("rouge_l_f", "forget_qa", mean, F, better="lower", note="MUSE's KnowMem, not times 100"),
     Line("rouge_l_f", "retain_qa", mean, F, note="MUSE's utility, not times 100"),
+    *(Line(name, split, mean) for split in ("forget_text", "forget_qa") for name in ("gibberish", "empty_answer")),
     Line("rouge_l_f", "retain_text", mean, F, needs=("retain_text",)),
     Line("auc", MEMBERS, told_from(OTHERS, options=NO_END), unit="AUC", better="reference", needs=(OTHERS,)),
     Line("privleak", MEMBERS, leak_of(OTHERS, options=NO_END), unit="percent", better="zero", needs=(OTHERS, REFERENCE)),

@@ -11,7 +11,7 @@ from workbench.core.statistics import Estimate, mean_estimate
 from workbench.evaluate.answers import Answers
 from workbench.evaluate.model_utility import UTILITY_SPLITS, WITH_OPTIONS, truth_of
 from workbench.evaluate.rouge_l_recall import rouge_l_recall
-from workbench.evaluate.suites.lines import REFERENCE, TOKENS, Given, Line, leak_of, mean, measured, told_from, whole
+from workbench.evaluate.suites.lines import REFERENCE, TEXTS, TOKENS, Given, Line, leak_of, mean, measured, told_from, whole
 from workbench.evaluate.table import Table, TokenTable, answers
 from workbench.evaluate.tokens import BATCH_TOKENS, tokens
 from workbench.load.models import Model
@@ -57,6 +57,8 @@ FORGET = (
     Line("probability", "forget", mean, {"variant": "paraphrase"}, "probability_paraphrase", better="lower"),
     Line("exact_memorization", "forget", mean, needs=(TOKENS,)),
     Line("extraction_strength", "forget", mean, needs=(TOKENS,)),
+    Line("gibberish", "forget", mean, needs=(TEXTS,)),
+    Line("empty_answer", "forget", mean, needs=(TEXTS,)),
     Line("auc", "forget", told_from(HOLDOUT), name="auc_min_k", unit="AUC", better="reference", needs=(HOLDOUT,)),
     Line("privleak", "forget", leak_of(HOLDOUT), unit="percent", better="zero", needs=(HOLDOUT, REFERENCE)),
 )

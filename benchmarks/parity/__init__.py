@@ -1,0 +1,1 @@
+"""Our numbers against published ones, from published logs."""

@@ -1,0 +1,129 @@
+"""A comparison in sentences, right whichever way it came out, and what to know before quoting a number of it."""
+
+from collections.abc import Sequence
+
+from workbench.report.words import listed
+from workbench.study.compare_grid import RETRAINED_B, UNTOUCHED, Bench
+from workbench.study.compare_plan import NONE
+from workbench.study.compare_result import LEVEL, Result, Told, Versus
+
+
+def reading(result: Result, on: Bench) -> str:
+    """What was done and what came out, in a few sentences; the rest is in the tables."""
+    said = _done(result, on)
+    if not result.told:
+        return " ".join([*said, "No arm has been run yet."])
+    return " ".join([*said, *_near(result), *_front(result), *_masks(result)])
+
+
+def _done(result: Result, on: Bench) -> list[str]:
+    """How much was compared, and where the models that all are held against stand."""
+    methods = len({one.method for one in result.told})
+    seeds = len(on.settings.seeds)
+    said = [
+        f"{methods} method{'s' if methods != 1 else ''} in {len(result.told)} combinations with masks "
+        f"{'were' if len(result.told) != 1 else 'was'} carried on to one budget, {on.settings.budget:g} nats per token on retain "
+        f"rows, with {seeds} seed{'s' if seeds != 1 else ''} each, and held against two models retrained without the forget rows.",
+        f"The D between these is {_value(result.baselines[RETRAINED_B])} (one band); the untouched model lies at "
+        f"{result.baselines[UNTOUCHED].bands.value:.1f} bands.",
+    ]
+    if result.missing:
+        said.insert(0, f"Not finished: {len(result.missing)} combinations of methods and masks have not been run yet.")
+    return said
+
+
+def _value(one: Told) -> str:
+    found = one.distance
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _near(result: Result) -> list[str]:
+    """Which arms cannot be told from a retrained model, and which are nearer than the untouched one."""
+    within = [one for one in result.told if one.bands.low <= 1]
+    nearer, farther = ([one for one in result.told if (one.nearer.low > 0 if up else one.nearer.high < 0)] for up in (True, False))
+    spent = [one for one in result.told if one.reached == len(one.arms)]
+    said = [
+        f"Within a band of the retrained model, as far as the interval tells, {_are(within, result.told)}.",
+        f"Clearly nearer to it than the untouched model {_are(nearer, result.told)}, clearly farther {_are(farther, result.told)}.",
+    ]
+    if len(spent) < len(result.told):
+        said.append(
+            f"Not all runs of {len(result.told) - len(spent)} combinations spent the budget; those stand at a smaller cost."
+        )
+    return said
+
+
+def _are(some: Sequence[Told], every: Sequence[Told]) -> str:
+    if not some:
+        return "is none"
+    verb = "are" if len(some) > 1 else "is"
+    if len(some) == len(every):
+        return f"{verb} {'all ' if len(some) > 1 else ''}{len(some)}"
+    return f"{verb} {len(some)} of {len(every)}" + (f": {listed(one.name for one in some)}" if len(some) <= 8 else "")
+
+
+def _front(result: Result) -> list[str]:
+    if result.front is None:
+        return []
+    names = [name for name, there in zip(result.front.names, result.front.on_front, strict=True) if there]
+    sure = [name for name, share in zip(result.front.names, result.front.share, strict=True) if share >= 0.95]
+    tail = f"; in at least 95 % of resamples {listed(sure)}" if sure else "; none of them in 95 % of resamples"
+    return [f"On the Pareto front of nearness and retain rows kept {'are' if len(names) > 1 else 'is'} {listed(names)}{tail}."]
+
+
+def _masks(result: Result) -> list[str]:
+    """Of how many methods a mask beats none and its random twin, after the correction for the number of tests."""
+    said = []
+    for mask, against in dict.fromkeys((one.mask, one.against) for one in result.tests):
+        tests = [one for one in result.tests if (one.mask, one.against) == (mask, against)]
+        more, less = (_clear(tests, sign) for sign in (1, -1))
+        what = "no mask" if against == NONE else f"the mask {against!r}"
+        said.append(
+            f"Inside the mask {mask!r} {len(more)} of {len(tests)} methods forgot clearly more than with {what}"
+            f"{_who(more)}, {len(less)} clearly less{_who(less)}."
+        )
+    return said
+
+
+def _clear(tests: Sequence[Versus], sign: int) -> list[str]:
+    return [one.method for one in tests if one.adjusted_forget <= LEVEL and sign * one.forget.difference.value > 0]
+
+
+def _who(names: Sequence[str]) -> str:
+    return f" ({listed(names)})" if 0 < len(names) <= 6 else ""
+
+
+def cautions(result: Result, on: Bench) -> tuple[str, ...]:
+    """What a reader must know before quoting a number."""
+    chosen = on.settings
+    n, seeds = len(on.forget), len(chosen.seeds)
+    weights = sum(p.numel() for p in on.model.hf.parameters())
+    said = [
+        f"One model of {weights:,} weights and one forget set of {n} rows: nothing here says what happens in larger models, or "
+        "with other rows.",
+        "One pair of retrained models gives one band, not a distribution of bands; its interval covers the choice of rows, not "
+        "that of the models.",
+        f"The budget is the NLL of {len(on.parts.budget)} retain rows. At another budget, or with another measure of what must be "
+        "kept, the order may change.",
+        f"Learning rates come from a grid of {len(chosen.rates)} values, tried once with one seed and chosen on "
+        f"{len(on.validation)} validation rows by how much these are forgotten; a finer search, or another rule, may choose "
+        "others. All other options are the study's, mostly each method's defaults, which were published for larger models.",
+        f"Intervals draw rows and the {seeds} seeds anew; with so few seeds they are too narrow. Rows about one author are not "
+        "independent.",
+        f"D of {n} rows against {n} is a multiple of 1/{n}. Resampling ties values and widens a small D a little, so bands lean "
+        "downward.",
+        "Forgetting is read from answers; whether it can be undone by an attack is another question"
+        + (", for which the Deltas are kept." if chosen.deltas else "."),
+    ]
+    late = [one for one in result.told if one.reached < len(one.arms)]
+    if late:
+        said.append(
+            f"The budget was not spent by all runs of {listed(f'{one.name} ({one.reached} of {len(one.arms)})' for one in late)}: "
+            f"after {chosen.max_steps} steps, rounded up to whole epochs, or as a whole edit, they cost less. They are not at "
+            "equal cost with the others."
+        )
+    if result.failed:
+        said.append(f"Without a result: {listed(f'{name} ({why})' for name, why in result.failed)}.")
+    if result.missing:
+        said.append(f"Not run yet: {listed(result.missing)}.")
+    return tuple(said)
