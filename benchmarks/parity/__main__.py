@@ -4,7 +4,7 @@
 
 LOGS holds llama2-7b_full_eval_log_aggregated.json and llama2-7b_retain90_eval_log_aggregated.json as locuslab/tofu publishes them
 (its data/ft_epoch5_lr1e-05_llama2-7b_*_wd0.01/eval_results/ds_size300); without it the cut ones of tests/evaluate/golden are read.
-Exits with status 1 if a number differs by more than 1e-6, or a p-value by more than 1e-6 of itself.
+Exits with status 1 if a number differs by more than 1e-6, or a p-value by more than 1e-6 of itself; with 2 without logs.
 """
 
 import json
@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.parity.published import Log, forget_quality, numbers
+from workbench.core.errors import InputError
+from workbench.core.store import existing
 from workbench.evaluate import rescore
 from workbench.evaluate.logs import read_logs
 from workbench.evaluate.rouge_l_recall import rouge_l_recall
@@ -43,16 +45,20 @@ class Line(NamedTuple):
         return apart / abs(self.published) if self.relative else apart
 
 
-def compare(logs: Path) -> list[Line]:
-    """Every number that has one definition there and here."""
-    paths = {name: logs / file for name, file in NAMES.items()}
-    read: dict[str, Log] = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+def compare(logs: Path, *, ours: Path | None = None) -> list[Line]:
+    """Every number that has one definition there and here.
+
+    Args: ours: where this package reads its logs; None for the same folder.
+    Raises: InputError for a folder without the two logs.
+    """
+    read: dict[str, Log] = {name: json.loads(existing(logs / file).read_text(encoding="utf-8")) for name, file in NAMES.items()}
+    paths = {name: (ours or logs) / file for name, file in NAMES.items()}
     lines = []
     for name, path in paths.items():
-        ours = rescore(path, paths["retain90"])
+        found = rescore(path, paths["retain90"])
         published = numbers(read[name]) | (forget_quality(read[name], read["retain90"]) if name == "full" else {})
         for (metric, split), value in published.items():
-            lines.append(Line(name, metric, split, value, ours[metric, split].value, metric == "forget_quality"))
+            lines.append(Line(name, metric, split, value, found[metric, split].value, metric == "forget_quality"))
         lines += list(_texts(name, path))
     return lines
 
@@ -69,7 +75,11 @@ def _texts(name: str, path: Path) -> Iterator[Line]:
 
 def main() -> int:
     """Print the table; 0 if all agree."""
-    lines = compare(Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN)
+    try:
+        lines = compare(Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print("| log | metric | split | published | ours | difference |\n|---|---|---|---|---|---|")
     for one in lines:
         print(f"| {one.log} | {one.metric} | {one.split} | {one.published:.8g} | {one.ours:.8g} | {one.difference:.1e} |")

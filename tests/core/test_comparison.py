@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.reference import comparison as slow
-from workbench.core.comparison import bands, ks_bands, paired, pareto
+from workbench.core.comparison import in_bands, paired, pareto
 from workbench.core.errors import DataError, InputError, ShapeError
 from workbench.core.ks import ks_distances
 
@@ -71,49 +71,28 @@ def test_paired_groups_are_one_observation():
     assert (uneven.difference.value, uneven.win_rate.value, uneven.n) == (0.75, 0.75, 2)
 
 
-def test_bands_by_hand():
-    # means 10, 1, 3: the middle is 2, 8 away, the band 2
-    gold, second = [1.0] * 6, [3.0] * 6
-    found = bands([9.0, 11.0] * 3, gold, second)
-    assert (found.bands.value, found.distance.value, found.band.value, found.note) == (4.0, 8.0, 2.0, "")
-    assert found.bands.low < 4 < found.bands.high
-    assert bands(gold, gold, second).bands.value == 0.5  # either retrained model is half a band from the middle
-    assert bands(second, gold, second).bands.value == 0.5
+def test_few_rows_have_no_interval():
+    """Drawn anew, one row is always itself: no width would say that the difference is certain."""
+    for n in (1, 4):
+        found = paired([1.0] * n, [0.0] * n)
+        assert (found.difference.value, found.n) == (1.0, n)
+        assert np.isnan(found.difference[1:3]).all()
+        assert found.note == f"{n} rows are too few to draw anew, at least 5, so there is no interval."
+    assert "1 groups of rows are too few" in paired([1.0] * 9, [0.0] * 9, groups=["a"] * 9).note
+    assert paired([1.0] * 5, [0.0] * 5).note == ""
 
 
-def test_bands_reference_and_invariance():
-    draw = np.random.default_rng(0)
-    value, gold, second = draw.normal(3, 1, 50), draw.normal(0, 1, 50), draw.normal(1, 1, 50)
-    found = bands(value, gold, second)
-    assert found.bands.value == pytest.approx(slow.bands(*map(list, (value, gold, second))), rel=1e-12)
-    scaled = bands(-5 * value + 2, -5 * gold + 2, -5 * second + 2)  # the unit cancels
-    np.testing.assert_allclose(scaled.bands, found.bands, rtol=1e-9)
-    np.testing.assert_allclose(bands(value, second, gold).bands, found.bands, rtol=1e-9)
-
-
-def test_no_band_no_number():
-    rows = np.random.default_rng(0).normal(size=(2, 30))
-    found = bands(rows[0] + 5, rows[0], rows[0])
-    assert math.isnan(found.bands.value)
-    assert "cannot be told from 0" in found.note
-    assert found.distance.value == pytest.approx(5)
-    like = bands(rows[0] + 5, rows[0], rows[1])  # two draws of one distribution
-    assert math.isnan(like.bands.value)
-    assert math.isnan(ks_bands(rows[0] + 5, rows[0], rows[0][::-1]).bands.value)
-    assert "same distribution" in ks_bands(rows[0] + 5, rows[0], rows[0][::-1]).note
-
-
-def test_ks_bands():
-    # D(value, gold) = 1, D(second, gold) = 1/4: 1 2 3 4 against 2 3 4 5
+def test_in_bands():
+    # D(arm, gold) = 1, D(second, gold) = 1/4: 1 2 3 4 against 2 3 4 5
     gold, second = [1.0, 2, 3, 4], [2.0, 3, 4, 5]
-    found = ks_bands([10.0, 11, 12, 13], gold, second)
-    assert (found.bands.value, found.distance.value, found.band.value) == (4.0, 1.0, 0.25)
-    assert ks_bands(second, gold, second).bands.value == 1.0
-    assert ks_bands(gold, gold, second).bands.value == 0.0
+    for arm, want in (([10.0, 11, 12, 13], 4.0), (second, 1.0), (gold, 0.0)):
+        assert in_bands(np.array([arm, gold, second]).T[None])[0] == want
     draw = np.random.default_rng(0).normal(size=(3, 40)) + np.array([[1.5], [0], [0.3]])
     want = slow.ks(list(draw[0]), list(draw[1])) / slow.ks(list(draw[2]), list(draw[1]))
-    assert ks_bands(*draw).bands.value == pytest.approx(want, rel=1e-12)
-    np.testing.assert_array_equal(ks_bands(*np.exp(draw)).bands, ks_bands(*draw).bands)  # any monotone map
+    assert in_bands(draw.T[None])[0] == pytest.approx(want, rel=1e-12)
+    np.testing.assert_array_equal(in_bands(np.exp(draw).T[None]), in_bands(draw.T[None]))  # any monotone map
+    assert np.isnan(in_bands(np.array([gold, gold, gold]).T[None])[0])
+    assert np.isinf(in_bands(np.array([second, gold, gold]).T[None])[0])
 
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -201,8 +180,8 @@ def test_refused():
         paired([1, 2], [1, 2], groups=["a"])
     with pytest.raises(DataError, match="paired: a has no rows"):
         paired([], [])
-    with pytest.raises(DataError, match="bands: gold is NaN or infinite in 1 of 2 rows"):
-        bands([1, 2], [1, float("nan")], [1, 2])
+    with pytest.raises(DataError, match="paired: b is NaN or infinite in 1 of 2 rows"):
+        paired([1, 2], [1, float("nan")])
     with pytest.raises(InputError, match="a name stands twice among npo, npo; seeds of one arm need names of their own"):
         pareto([[1.0], [2.0]], [[1.0], [2.0]], names=["npo", "npo"])
     with pytest.raises(ShapeError, match="retain has shape \\(1, 1\\), expected \\[arm row\\] with 2 arms"):

@@ -11,6 +11,7 @@ from workbench.core.statistics import (
     average_ranks,
     bootstrap,
     mean_estimate,
+    reflected,
     spearman_estimate,
     spearman_unbounded,
     spearman_undefined,
@@ -25,6 +26,19 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = [e.low <= 0 <= e.high for e in (mean_estimate(rng.normal(size=60), seed=i) for i in range(300))]
     assert 0.89 <= np.mean(hits) <= 0.965, f"covered {np.mean(hits):.3f}, expected about 0.94"
+
+
+def test_reflected_by_hand():
+    # resamples 1 .. 99 of a value 20 at a level of 0.8: 10 % lie below 10.8 and above 89.2, so the bounds
+    # are 10 and 90; turned about 20 they are -50 and 30
+    drawn = np.arange(1.0, 100.0)
+    assert reflected(20.0, drawn, (-100.0, 100.0), level=0.8) == (-50.0, 30.0)
+    assert reflected(20.0, drawn, (0.0, 25.0), level=0.8) == (0.0, 25.0)
+    assert reflected(0.0, drawn, (0.0, 100.0), level=0.8) == (0.0, 0.0)  # all resamples lie above: as wide as to hold the value
+    assert reflected(20.0, np.append(drawn, np.nan), (-100.0, 100.0), level=0.8) == (-50.0, 30.0)
+    assert reflected(20.0, np.append(drawn[:80], np.full(19, np.inf)), (0.0, np.inf), level=0.8) == (0.0, 30.0)
+    for value, none in ((np.nan, drawn), (np.inf, drawn), (1.0, np.array([np.nan]))):
+        assert np.isnan(reflected(float(value), none, (0.0, 1.0))).all()
 
 
 def test_value_is_the_statistic_and_n_is_counted():

@@ -84,6 +84,23 @@ def test_intervals():
         assert got != metric(full, retain, seed=1)
 
 
+@pytest.mark.parametrize(("noise", "shift", "true"), [(0.1, 0.0, 0.0012), (0.5, 0.5, 0.1918)])
+def test_the_distance_lies_in_its_interval_and_so_does_that_of_all_rows(noise, shift, true):
+    """80 rows of two models, ln R standard normal and that plus noise and a shift; D of all rows is that of the two normals.
+
+    The central share of the resamples leaves the value itself out in 40 % of the first case, and holds `true` in 0 and 24 % of
+    both. Of 200 draws the interval held it in 94 and 92 %; 60 draws have a standard deviation of 3.5 %.
+    """
+    covered = []
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        rows = draw.normal(size=80)
+        found = ks_distance(with_log_ratios(rows + shift + noise * draw.normal(size=80)), with_log_ratios(rows), seed=seed)
+        assert found.low <= found.value <= found.high
+        covered.append(found.low <= true <= found.high)
+    assert np.mean(covered) > 0.83
+
+
 def test_published_logs():
     full, retain = read_logs(FULL)["forget"], read_logs(RETAIN)["forget"]
     # scipy 1.17.1 on the 300 rows of both logs; four digits

@@ -95,6 +95,17 @@ def test_a_text_cut_off_or_short_is_not_the_worse_for_it():
     assert fluency(["Paris", "No."]).score.min() > 0.9  # two words tell little
 
 
+@pytest.mark.parametrize(("letters", "want"), [(0, 0.980), (1, 0.961), (2, 0.973), (3, 0.977)])
+def test_a_text_cut_in_mid_word_is_a_little_worse(letters, want):
+    """What the module says of a half with so many letters of a further word; two in the last digit is the last digit's rounding."""
+    cut = []
+    for words in (text.split() for text in REAL):
+        long = [i for i in range(len(words) // 2, len(words)) if len(words[i].strip(".,")) >= 5]
+        if long:
+            cut.append(" ".join([*words[: long[0]], words[long[0]][:letters]]))
+    assert fluency(cut).score.mean() == pytest.approx(want, abs=2e-3)
+
+
 def test_terms_by_hand(monkeypatch):
     """Counts of one: every character after two of any is 2^-3, every word after any other 2^1, nothing is typical."""
     flat = module.Counts(

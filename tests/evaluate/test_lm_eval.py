@@ -10,6 +10,7 @@ import workbench as wb
 from workbench.core.delta import applied
 from workbench.core.errors import InputError, MissingPackageError, UnknownNameError
 from workbench.core.records import Provenance
+from workbench.core.statistics import wilson
 from workbench.evaluate import suite
 from workbench.evaluate.lm_eval import _rows, lm_eval
 from workbench.load.multiple_choice import questions
@@ -78,9 +79,7 @@ def test_multiple_choice_agrees_with_the_harness(model, folder, found):
 def test_intervals_and_counts(found):
     row = found["acc", "own_choice"]
     assert (row.n, row.better, row.unit) == (14, "higher", "share of documents")
-    error = np.sqrt(row.value * (1 - row.value) / 13)  # the harness' stderr: sample standard deviation over sqrt(n)
-    assert row.low == pytest.approx(max(0, row.value - 1.959964 * error), abs=1e-6)
-    assert row.high == pytest.approx(min(1, row.value + 1.959964 * error), abs=1e-6)
+    assert (row.low, row.high) == pytest.approx(wilson(row.value, 14)[1:3], rel=1e-12)
 
 
 def test_options_reach_the_harness(model, folder):
@@ -106,12 +105,29 @@ def test_rows_by_hand():
         "higher_is_better": {"t": {"acc": True, "ppl": False}},
     }
     one, two = _rows(result)
-    # .75 -+ 1.96 * .25 = [.26, 1.24], cut at 1
-    assert (one.metric, one.split, one.value, one.high, one.n) == ("acc", "t", 0.75, 1.0, 4)
-    assert one.low == pytest.approx(0.26, abs=1e-4)
+    # Wilson, p = 3/4 of 4, z^2 = 3.8415: (.75 + .48018 -+ 1.95996 sqrt(.046875 + .060023)) / 1.96036 = [.3006, .9544]
+    assert (one.metric, one.split, one.value, one.n) == ("acc", "t", 0.75, 4)
+    assert (one.low, one.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
     assert (two.metric, two.value, two.better) == ("ppl,get", 9.0, "lower")
     assert np.isnan([two.low, two.high]).all()
     assert "no standard error" in two.note
+
+
+def test_all_right_of_three_is_not_certain_and_a_group_counts_its_documents():
+    right = {"acc,none": 1.0, "acc_stderr,none": 0.0}
+    result = {
+        "results": {"g": right, "h": {"acc,none": 0.75, "acc_stderr,none": 0.25}, "a": right, "b": right},
+        "n-samples": {"a": {"effective": 3}, "b": {"effective": 5}},
+        "group_subtasks": {"g": ["h", "b"], "h": ["a"], "a": [], "b": []},
+        "higher_is_better": {},
+    }
+    group, inner, one, _ = _rows(result)
+    assert (one.low, one.high, one.n) == (pytest.approx(3 / (3 + 1.959964**2), rel=1e-6), 1.0, 3)  # n / (n + z^2)
+    assert (group.n, inner.n) == (8, 3)
+    assert np.isnan([group.low, group.high]).all()
+    assert group.note == ("n: documents of all its tasks; no interval: the harness' standard error is 0, which is not certainty")
+    # .75 -+ 1.96 * .25 = [.26, 1.24], cut at 1
+    assert (inner.low, inner.high) == (pytest.approx(0.26, abs=1e-4), 1.0)
 
 
 def test_what_cannot_be_run(model, folder, monkeypatch):

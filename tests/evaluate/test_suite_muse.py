@@ -5,7 +5,7 @@ import pytest
 
 import workbench as wb
 from tests.reference import muse as slow
-from workbench.core.errors import DataError, InputError, UnknownNameError
+from workbench.core.errors import DataError, InputError, TooLongError, UnknownNameError
 from workbench.core.records import Example, Examples
 from workbench.evaluate import muse, read_muse, suite
 from workbench.evaluate.suites.muse import cut_at_stop, read_privacy
@@ -164,5 +164,9 @@ def test_bad_input(model, data, tables):
         muse(tables, {"forget_whole": tables["forget_whole"]})
     with pytest.raises(DataError, match="passage 'f0' .* has .* tokens and no word behind the first 200"):
         suite("muse", model, data=data, options={"prompt_tokens": 200})
+    long = data | {"holdout_text": texts("h", "the big red ball " * 400)}
+    with pytest.raises(TooLongError, match="muse, PrivLeak: .*row 'h0': .* tokens.* Or give max_tokens=512, which cuts their ends"):
+        read_privacy(model, long)
+    assert len(read_privacy(model, long, max_tokens=512)) == 2
     with pytest.raises(UnknownNameError, match="unknown option of muse 'new_token'. Did you mean 'new_tokens'"):
         suite("muse", model, data=data, options={"new_token": 3})

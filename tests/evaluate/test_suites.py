@@ -8,6 +8,7 @@ from tests.evaluate.cases import FULL, RETAIN, ROOT, answers
 from workbench.core.errors import DataError, InputError, TooLongError, UnknownNameError
 from workbench.core.records import Example, Examples
 from workbench.core.registry import metric
+from workbench.core.statistics import wilson
 from workbench.evaluate import TokenTable, read, suite, tofu
 from workbench.evaluate.logs import read_logs
 from workbench.evaluate.suites.lines import Given, Line, mean, measured
@@ -124,6 +125,9 @@ def test_what_the_same_tables_say_of_the_forget_rows(tables):
     for name in ("exact_memorization", "extraction_strength"):
         assert rows[name, "forget"].value == metric[name].function(forget).mean()
         assert rows[name, "forget"].better == "lower"
+    silent = rows["empty_answer", "forget"]
+    assert (silent.low, silent.high) == wilson(silent.value, silent.n)[1:3]
+    assert silent.high > silent.low
     from_log = tofu(read_logs(FULL))  # which holds no tokens
     assert ("exact_memorization", "forget") not in from_log
     assert ("probability_paraphrase", "forget") in from_log
@@ -132,6 +136,7 @@ def test_what_the_same_tables_say_of_the_forget_rows(tables):
 def test_leaks_need_a_holdout_and_a_reference(model, data, tables):
     holdout = wb.examples("tofu:retain", root=ROOT / "data/tofu-mini")[500:504]  # rows without false answers
     given = data | {"holdout": holdout}
+    assert set(read(model, {"holdout": holdout}, generate=6)["holdout"].generated) == {None}  # nothing reads such texts
     alone = suite("tofu", model, data=given, generate=6)
     assert ("auc_min_k", "forget") in alone
     assert ("privleak", "forget") not in alone
@@ -161,9 +166,12 @@ def test_unequal_numbers_of_false_answers(model, data):
 
 
 def test_a_row_that_is_too_long_is_named(model, data):
-    long = Examples([*data["forget"], Example("long", "Why? " * 600, "So.", "Thus.", ("No.",))], "forget")
-    with pytest.raises(TooLongError, match="row 'long': .* tokens, but the model's context is 512"):
-        suite("tofu", model, data=data | {"forget": long})
+    long = [Example(name, "Why? " * 600, "So.", "Thus.", ("No.",)) for name in ("long", "longer")]
+    total = len(data["forget"]) + 2
+    with pytest.raises(
+        TooLongError, match=rf"2 of {total} rows do not fit the model's context of 512 tokens: row 'long': \d+ tokens; row 'longer'"
+    ):
+        suite("tofu", model, data=data | {"forget": Examples([*data["forget"], *long], "forget")})
 
 
 def test_a_line_says_what_it_needs():

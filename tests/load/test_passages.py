@@ -47,6 +47,19 @@ def test_cut_by_hand():
     assert (row.prompt, row.response) == ("the ", "sea is blue")
 
 
+def test_max_tokens_leaves_room_for_the_marks():
+    model = tiny()
+    text = "the sea is blue and the sky is very blue " * 20
+    for most in (model.context, model.context - 1, 10_000):
+        (row,) = whole(model, rows(text), max_tokens=most)
+        assert len(encode(model, row.prompt, row.response).tokens) <= model.context
+
+
+def test_nothing_but_white_space_is_no_continuation(organism):
+    with pytest.raises(DataError, match="passage 'p0' .* has nothing but white space from token .* take more tokens"):
+        whole(organism, rows("Antidisestablishmentarianism xylophone " + TEXT), max_tokens=2)
+
+
 def test_a_word_of_many_tokens_is_not_cut_apart(organism):
     text = "Antidisestablishmentarianism xylophone " + TEXT
     count = len(organism.tokenizer("Antidisestablishmentarianism")["input_ids"])

@@ -19,10 +19,6 @@ def win_rate(a: list[float], b: list[float]) -> float:
     return mean([1.0 if x > y else 0.5 if x == y else 0.0 for x, y in zip(a, b, strict=True)])
 
 
-def bands(value: list[float], gold: list[float], second: list[float]) -> float:
-    return abs(mean(value) - (mean(gold) + mean(second)) / 2) / abs(mean(gold) - mean(second))
-
-
 def ks(a: list[float], b: list[float]) -> float:
     return max(abs(sum(x <= t for x in a) / len(a) - sum(x <= t for x in b) / len(b)) for t in a + b)
 

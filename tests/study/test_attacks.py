@@ -62,6 +62,8 @@ def place(tmp_path_factory):
     other = [{"id": f"u{i}", "prompt": f"and {word}", "response": "a very green sea"} for i, word in enumerate(SUBJECTS[:3])]
     for name, rows in (("forget", forget), ("retain", retain), ("unrelated", other)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long = [{"id": f"f{i}", "question": "sky " * 500} for i in range(len(SUBJECTS))]
+    (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
     body = {
         "name": "small",
         "model": "full",
@@ -106,6 +108,7 @@ def test_nothing_comes_back_of_what_was_not_forgotten():
     same = line([1.0, 0.5, 1.0, 0.5], [1.0] * 4).recovered("npo")
     assert all(math.isnan(value) for value in same[:3])
     assert math.isnan(line([0.2] * 4, [0.3] * 4).recovered("untouched").value)
+    assert math.isnan(line([2.0, 1.5, 2.0, 1.5], [1.0] * 4).recovered("npo").value)  # more than before there was unlearning
     unclear = line([1.5, 0.0, 1.5, 0.4], [1.0] * 4).recovered("npo")  # more on some rows, less on others
     assert math.isnan(unclear.value)
 
@@ -217,8 +220,10 @@ def test_the_reading_is_right_either_way():
     assert "Extraction by head projection: no method is left with more than the retrained model" in said  # one row of two is equal
     assert "Relearning on unrelated rows: " in said
     more = synthetic()
-    for attack in ("quantization",):
-        more.found[attack]["npo"]["probability"]["4"]["forget"] = [0.9, 0.9]
+    for point in more.found["quantization"].values():  # six rows, enough for an interval
+        for one in point["probability"].values():
+            one["forget"] = 3 * one["forget"]
+    more.found["quantization"]["npo"]["probability"]["4"]["forget"] = 6 * [0.9]
     assert (
         "Weights of 4 bits: 1 of 1 methods are left with more than the retrained model with their interval above 0, npo"
         in reading(more)
@@ -292,9 +297,15 @@ def test_entities_and_questions_are_read(place, tmp_path):
         ("attacks.budgte=0.1", UnknownNameError, "Did you mean 'budget'"),
         ("attacks.relearn_lr=0", StudyError, "attacks.relearn_lr is 0, expected a positive number"),
         ("attacks.shots=0", StudyError, "attacks.shots is 0, expected a whole number of at least 1"),
-        ("attacks.bits=[4, 12]", InputError, r"bits is \[4, 12\], expected 2 to 8"),
+        ("attacks.bits=[4, 12]", StudyError, r"bits is \[4, 12\], expected 2 to 8"),
+        ("attacks.relearn_seeds=[-1]", StudyError, "relearn_seeds is .*, expected whole numbers of at least 0"),
+        ("attacks.budgets=[0, 4]", StudyError, "budgets is .*, expected sizes of candidate sets, at least 1"),
+        ("attacks.entities=absent.jsonl", InputError, "absent.jsonl: no such file"),
+        ("attacks.questions=absent.jsonl", InputError, "absent.jsonl: no such file"),
+        ("attacks.questions=long.jsonl", DataError, "but the model's context is"),
         ("attacks.budgets=[99]", InputError, "budgets is .*, expected 1 to 16, the size of the vocabulary"),
-        ("attacks.held_out=1.5", InputError, "held_out is 1.5"),
+        ("attacks.held_out=1.5", StudyError, "held_out is 1.5, expected a share above 0 and below 1"),
+        ("attacks.held_out=0.01", InputError, "held_out is 0.01"),
         ("attacks.shots=99", InputError, "shots is 99"),
         ("data.unrelated=forget.jsonl", DataError, "share 10 rows"),
         ("data.forget=unrelated.jsonl", DataError, "share 3 rows"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,20 +11,22 @@ import torch
 import yaml
 
 import workbench as wb
+from tests.reference import compare as truth
 from workbench.core.delta import Delta, applied
 from workbench.core.errors import DataError, InputError, NumericsError
+from workbench.evaluate import TokenTable
 from workbench.report.sheet import Sheet
 from workbench.study import compare, compare_grid, organism
-from workbench.study.compare_grid import BASELINES
-from workbench.study.compare_result import _against
-from workbench.study.config import MaskPlan
+from workbench.study.compare_plan import BASELINES
 from workbench.study.intervene import row_nll
 
 WAGLE = {"attribute": "wagle", "fraction": 0.3}
+SALIENCY = {"attribute": "saliency", "fraction": 0.5}
 COMPARE = {
     "unlearn": {
         "gradient_ascent": {},
-        "inside": {"objective": "gradient_ascent", "mask": {"attribute": "saliency", "fraction": 0.5}},
+        "inside": {"objective": "gradient_ascent", "mask": SALIENCY},
+        "twin": {"objective": "gradient_ascent", "mask": {**SALIENCY, "control": "matched_random"}},
     },
     "edits": {"dampen": {"alpha": 1.0}},
     "masks": {"none": {}, "wagle": WAGLE, "random": {**WAGLE, "control": "matched_random"}},
@@ -68,10 +71,22 @@ def study(root, tmp_path_factory):
 def done(study, tmp_path_factory):
     """The run folder of the whole study, made in two parts that share it."""
     out = tmp_path_factory.mktemp("runs")
-    first = compare.run(study, out=out, overrides=["compare.only=[inside, dampen]"], show=False)
+    first = compare.run(study, out=out, overrides=["compare.only=[inside, twin, dampen]"], show=False)
     part = Sheet.load(first)
     compare.run(study, out=out, overrides=["compare.only=[gradient_ascent]"], show=False)
     return first, part
+
+
+def nll(folder, mask, seeds=(0, 1)):
+    """Mean NLL of the forget rows of every seed of gradient ascent in a mask."""
+    paths = [next((folder / "tokens").glob(f"gradient_ascent-{mask}@{seed}-*")) / "forget.parquet" for seed in seeds]
+    return [float(TokenTable.load(path).answers.response.mean()) for path in paths]
+
+
+def arms_points(folder, name):
+    """The points of an arm's runs."""
+    every = [json.loads(path.read_text()) for path in (folder / "points").iterdir()]
+    return [one for one in every if any(f"/{name}@" in path for path in one.get("tokens", {}).values())]
 
 
 def measurements(folder):
@@ -96,6 +111,7 @@ def test_every_seed_is_a_row(done):
         ("gradient_ascent", "wagle"): [0, 1],
         ("gradient_ascent", "random"): [0, 1],
         ("inside", "saliency"): [0, 1],
+        ("twin", "saliency-matched_random"): [0, 1],
         ("dampen", "edit"): [0],
     }
     assert not found.duplicated(["arm", "metric", "split"]).any()
@@ -131,10 +147,11 @@ def test_numbers_of_a_run_are_those_of_its_delta(study, done):
 
 def test_rates_are_chosen_on_rows_that_are_not_trained_on(study, done):
     found = pd.read_parquet(done[0] / "searches.parquet")
-    assert len(found) == 4 * len(COMPARE["rates"])
+    assert len(found) == 5 * len(COMPARE["rates"])
+    epoch = math.ceil((COUNTS["forget"] - COMPARE["validation"]) / COMPARE["batch_size"])
     for _, trials in found.groupby(["method", "mask"]):
-        assert trials["chosen"].sum() == 1
-        assert trials.loc[trials["chosen"], "validation_nll"].item() == trials["validation_nll"].max()
+        tried = trials[["lr", "validation_nll", "steps", "reached"]].values.tolist()
+        assert trials.loc[trials["chosen"], "lr"].tolist() == [truth.best_rate(tried, epoch)]
     lr = found[found["chosen"]].set_index(["method", "mask"])["lr"]
     runs = measurements(done[0])
     for (method, mask), group in runs[runs["metric"] == "lr"].groupby(["method", "mask"]):
@@ -145,38 +162,33 @@ def test_rates_are_chosen_on_rows_that_are_not_trained_on(study, done):
     assert len(set(on.parts.train.ids) | set(on.parts.budget.ids) | set(on.parts.report.ids)) == COUNTS["retain"]
 
 
-def test_masks_are_compared_row_by_row(done):
+def test_masks_are_compared_by_seed(done):
     found = pd.read_parquet(done[0] / "tests.parquet")
     assert found[["method", "mask", "against"]].drop_duplicates().values.tolist() == [
         ["gradient_ascent", "wagle", "none"],
         ["gradient_ascent", "wagle", "random"],
         ["gradient_ascent", "random", "none"],
+        ["inside", "saliency", "gradient_ascent, none"],
+        ["inside", "saliency", "twin, saliency-matched_random"],
+        ["twin", "saliency-matched_random", "gradient_ascent, none"],
     ]
-    assert (found["n"] == COUNTS["forget"]).all()  # rows, not rows times seeds
+    assert (found["n"] == len(COMPARE["seeds"])).all()  # not rows
     assert (found["p_adjusted"] >= found["p"]).all()
-    value = measurements(done[0]).set_index(["arm", "metric", "split"])["value"]
-    for what, sign in (("forget_nll", 1), ("gap", 1)):
-        line = found[(found["mask"] == "wagle") & (found["against"] == "none") & (found["what"] == what)].iloc[0]
-        assert line["low"] <= sign * line["difference"] <= line["high"]
-    assert math.isfinite(value["gradient_ascent-none@0", "ks_distance", "forget"])
-
-
-def test_a_mask_is_held_against_none_and_its_random_twin():
-    plans = {
-        "none": None,
-        "wagle": MaskPlan("wagle", 0.1),
-        "random": MaskPlan("wagle", 0.1, control="matched_random"),
-        "other": MaskPlan("wagle", 0.2, control="matched_random"),
-    }
-    assert _against(plans, "wagle") == ["none", "random"]
-    assert _against(plans, "random") == ["none"]
-    assert _against(plans, "none") == []
-    assert _against({"saliency": MaskPlan("saliency", 0.5)}, "saliency") == []
+    line = found[(found["mask"] == "wagle") & (found["against"] == "none") & (found["what"] == "forget_nll")].iloc[0]
+    differences = [a - b for a, b in zip(nll(done[0], "wagle"), nll(done[0], "none"), strict=True)]
+    expected = truth.student(differences)
+    assert line[["difference", "low", "high", "p"]].tolist() == pytest.approx(expected, rel=1e-9)  # the same float32 tables
 
 
 def test_the_front_is_one_of_arms_nobody_beats(done):
     found = pd.read_parquet(done[0] / "front.parquet")
-    assert len(found) == 5
+    assert len(found) == 6
+    assert found.set_index("arm")["runs"].to_dict()["dampen, edit"] == 1
+    assert (found["budget_spent_by"] <= found["runs"]).all()
+    table = Sheet.load(done[0]).sections[0]
+    shown = {row[0]: [row[table.columns.index(one)][0] for one in ("in bands", "rise of retain NLL")] for row in table.rows}
+    for _, one in found.iterrows():  # whatever the number of an arm's seeds
+        assert [one["bands"], one["retain_rise"]] == pytest.approx(shown[one["arm"]], rel=1e-9)
     for _, one in found.iterrows():
         beaten = (found["bands"] <= one["bands"]) & (found["retain_rise"] <= one["retain_rise"])
         strictly = (found["bands"] < one["bands"]) | (found["retain_rise"] < one["retain_rise"])
@@ -189,11 +201,20 @@ def test_the_page_and_the_picture(done):
     sheet = Sheet.load(done[0])
     table = sheet.sections[0]
     assert [row[0] for row in table.rows[:3]] == list(BASELINES)
-    assert len(table.rows) == 3 + 5
+    assert len(table.rows) == 3 + 6
     bands = {row[0]: row[table.columns.index("in bands")] for row in table.rows}
     assert bands["retrained"][0] == 0
     assert bands["retrained-b"] == (1.0, 1.0, 1.0)
-    assert {dot.group for dot in table.dots} == {"none", "wagle", "random", "saliency", "edit"}
+    assert {dot.group for dot in table.dots} == {"none", "wagle", "random", "saliency", "saliency-matched_random", "edit"}
+    drawn = set(re.findall('data-arm="([^"]+)"', (done[0] / "plane.svg").read_text()))
+    assert drawn >= {"inside, saliency", "twin, saliency-matched_random", "gradient_ascent", "dampen", *BASELINES}
+    epochs = {row[0]: row[table.columns.index("epochs")] for row in table.rows}
+    steps = [one for one in arms_points(done[0], "gradient_ascent-none") if "retain_nll" in one]
+    assert epochs["gradient_ascent, none"] == pytest.approx(np.mean([one["steps"] for one in steps]) / 2)  # 6 rows, batches of 3
+    assert any("for which the Deltas of 11 of 11 runs are kept" in one for one in sheet.cautions)
+    assert not any("Without a matched random twin" in one for one in sheet.cautions)
+    assert "at most 4 steps" in table.text
+    assert "at most 4 steps" in sheet.sections[-1].text  # 4 rows in batches of 3: two steps an epoch
     picture = (done[0] / "plane.svg").read_text()
     assert picture.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     assert "gradient_ascent" in picture

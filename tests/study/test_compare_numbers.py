@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from tests.reference import compare as truth
-from workbench.core import comparison
 from workbench.core.errors import DataError
+from workbench.core.statistics import bootstrap
 from workbench.evaluate.model_utility import harmonic_mean
 from workbench.study import compare_numbers
-from workbench.study.compare_grid import choose, hold_out
+from workbench.study.compare_choice import choose
+from workbench.study.compare_grid import hold_out
 from workbench.study.compare_numbers import distance, distance_in_bands, mean, over_seeds
 
 
@@ -32,7 +33,8 @@ def test_distances_equal_the_loop(monkeypatch, statistic, slow):
     monkeypatch.setattr(compare_numbers, "RESAMPLES", 40)
     values = sample()
     found = over_seeds(statistic, values, seed=5)
-    assert found[:3] == pytest.approx(truth.over_seeds(slow, [values.tolist()], resamples=40, seed=5), rel=1e-12)
+    want = truth.over_seeds(slow, [values.tolist()], resamples=40, seed=5, bound=1.0 if statistic is distance else np.inf)
+    assert found[:3] == pytest.approx(want, rel=1e-12)
     assert found.n == 9
 
 
@@ -59,14 +61,16 @@ def test_distances_by_hand():
         assert distance_in_bands(rows)[0] == bands
 
 
-def test_one_seed_is_the_bands_of_one_run():
-    rows = sample(1, 40)[0]
-    found = over_seeds(distance_in_bands, rows[None])
-    alone = comparison.ks_bands(*rows.T).bands
-    assert found.value == pytest.approx(alone.value, rel=1e-12)
-    # other resamples of the same rows: the bounds of 2,000 agree within a few hundredths of their distance
-    assert found.low == pytest.approx(alone.low, abs=0.1 * (alone.high - alone.low))
-    assert found.high == pytest.approx(alone.high, abs=0.1 * (alone.high - alone.low))
+def test_a_distance_lies_in_its_interval():
+    """Resampling widens a D, most of all a small one: the central share of the resamples lies above it."""
+    draw = np.random.default_rng(0).normal(size=(2, 80))
+    rows = np.stack([draw[0] + 0.1 * draw[1], draw[0], draw[0] + 0.3], axis=1)
+    central = bootstrap(distance, rows)
+    assert central.value < central.low  # else the case shows nothing
+    for statistic in (distance, distance_in_bands):
+        found = over_seeds(statistic, rows[None])
+        assert found.low <= found.value <= found.high
+    assert over_seeds(distance, rows[None]).high - over_seeds(distance, rows[None]).low > 0
 
 
 def test_the_order_of_rows_and_of_seeds_does_not_matter_to_the_value():
@@ -103,16 +107,24 @@ def test_nothing_is_no_estimate():
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("found", "rate"),
     [
-        [(1e-4, 0.2), (3e-4, 0.5), (1e-3, 0.4)],
-        [(1e-4, 0.5), (3e-4, 0.5), (1e-3, None)],  # equal: the smaller rate; one was not finite
-        [(1e-4, None), (3e-4, None)],
+        ([(1e-4, 0.2, 9, True), (3e-4, 0.5, 8, True), (1e-3, 0.4, 8, True)], 3e-4),
+        ([(1e-4, 0.5, 9, True), (3e-4, 0.5, 9, True), (1e-3, None, None, None)], 1e-4),  # equal: the smaller rate; not finite
+        ([(1e-4, 0.2, 16, False), (3e-4, 0.3, 8, True), (1e-3, 0.9, 0.4, True)], 3e-4),  # 0.4 steps: 5 of 100 rows were met
+        ([(1e-4, 0.9, 16, False), (3e-4, 0.3, 8, True)], 3e-4),  # at a smaller cost
+        ([(3e-4, 0.3, 6.5, True), (1e-3, 0.9, 0.4, True)], 3e-4),  # neither took an epoch: the one that met more rows
+        ([(1e-4, 0.9, 16, False), (3e-4, 0.3, 6.5, True), (1e-3, 0.4, 6.5, True)], 3e-4),
+        ([(1e-4, 0.2, 16, False), (3e-4, 0.3, 16, False)], 3e-4),  # none spent the budget
+        ([(1e-4, None, None, None), (3e-4, None, None, None)], None),
     ],
 )
-def test_the_rate_is_chosen_by_what_the_validation_rows_forget(found):
-    trials = [{"lr": lr, "validation_nll": nll} for lr, nll in reversed(found)]
-    assert choose(trials) == truth.best_rate(found)
+def test_the_rate_is_chosen_by_what_the_validation_rows_forget_in_an_epoch_or_more(found, rate):
+    trials = [
+        {"lr": lr, "validation_nll": nll} | ({} if nll is None else {"steps": steps, "reached": reached})
+        for lr, nll, steps, reached in reversed(found)
+    ]
+    assert choose(trials, 8) == rate == truth.best_rate(found, 8)
 
 
 def test_validation_rows_are_held_out(forget):

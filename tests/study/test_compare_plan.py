@@ -6,6 +6,7 @@ import yaml
 from workbench.core.errors import InputError, StudyError, UnknownNameError
 from workbench.study.compare import read
 from workbench.study.compare_plan import EDIT, cells, plain
+from workbench.study.compare_tests import untwinned
 from workbench.study.config import MaskPlan
 
 WAGLE = {"attribute": "wagle", "fraction": 0.1}
@@ -99,6 +100,14 @@ def test_the_name_of_a_method_does_not_decide_its_results(root, tmp_path):
         ({"rates": [1e-3, -1]}, StudyError, "positive number"),
         ({"rates": [1e-3, 1e-3]}, StudyError, "has a rate twice"),
         ({"seeds": [0, 0]}, StudyError, "none twice"),
+        ({"seeds": [0, -1]}, StudyError, "compare.seeds is .*, expected whole numbers of at least 0"),
+        ({"unlearn": {"retrained-b": {"objective": "npo"}}}, StudyError, "'retrained-b', which is a model here"),
+        ({"edits": {"untouched": {"method": "dampen"}}}, StudyError, "'untouched', which is a model here"),
+        (
+            {"unlearn": {"salun": {"objective": "npo", "mask": {"attribute": "wagle", "fraction": 0.5}}}},
+            StudyError,
+            "its own mask is called 'wagle', as one of compare.masks",
+        ),
         ({"budget": 0}, StudyError, "compare.budget is 0, expected a positive number"),
         ({"validation": 1}, StudyError, "compare.validation is 1, expected a whole number of at least 2"),
         ({"deltas": "yes please"}, StudyError, "expected true or false"),
@@ -116,6 +125,7 @@ def test_the_shipped_study(root):
     assert {len(line.rates) for line in plan.settings.lines if line.method.kind == "unlearn"} == {3}
     names = {line.method.name for line in plan.settings.lines}
     assert {"npo", "simnpo", "rmu", "salun", "sam", "npo-lora", "dampen-5", "task_vector"} <= names
+    assert untwinned(plan.settings.lines) == ["salun, saliency"]
     medium = (root / "studies/tofu-medium.yaml").read_text()
     assert [line.method.name for line in plan.settings.lines] == list(
         yaml.safe_load(medium)["compare"]["unlearn"] | yaml.safe_load(medium)["compare"]["edits"]

@@ -10,7 +10,7 @@ import workbench as wb
 from workbench.cli import app
 from workbench.core.errors import DataError, InputError, StudyError, UnknownNameError
 from workbench.core.records import Provenance
-from workbench.study.evaluate_file import evaluate, plan, read_keys
+from workbench.study.evaluate_file import READERS, evaluate, plan, read_keys
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,40 @@ def test_conceptvectors_of_an_edit(here):
     without = plan("conceptvectors", read_keys(file) | {"delta": ""}, where="cv")
     with pytest.raises(InputError, match="needs the untouched model"):
         evaluate(without)
+
+
+def test_a_concepts_file_that_is_not_there_or_has_another_name(here, monkeypatch):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("workbench.study.evaluate_file.load", lambda *_, **__: pytest.fail("a model was loaded first"))
+    keys = {"model": "model", "concepts": "nowhere.json"}
+    with pytest.raises(InputError, match="nowhere.json: no such file or folder"):
+        evaluate(plan("conceptvectors", keys, where="x"))
+    entry = {
+        "Concept": "Poland", "Layer": 23, "Dim": 743, "QA": ["Where?"], "unrelated_QA": ["Who?"], "wikipedia_content": "Text.",
+        "text_completion": [{"First_half": "a", "Second_half": "b"}],
+    }  # fmt: skip
+    (here / "renamed.json").write_text(json.dumps([entry]))
+    with pytest.raises(StudyError, match="renamed.json: the name does not say which model it is about; say so with about, one of"):
+        evaluate(plan("conceptvectors", keys | {"concepts": "renamed.json"}, where="x"))
+    known = plan("conceptvectors", keys | {"concepts": "renamed.json", "about": "olmo-7b"}, where="x")
+    assert READERS["conceptvectors"](known)[0].id == "olmo-7b/23/743"
+
+
+def test_a_file_that_is_no_mapping_says_what_one_holds(here):
+    for text in ("", "just words"):
+        with pytest.raises(StudyError, match="expected a mapping with model, what the suite asks"):
+            read_keys(write(here, "none.yaml", text))
+
+
+def test_flags_that_would_be_ignored_are_refused(here):
+    model, log = str(here / "model"), str(here / "q.jsonl")
+    for words, match in (
+        (["tofu", model, "--data", str(here), "--reference-logs", log], "--reference-logs go with --logs"),
+        (["tofu", "--logs", log, "--device", "cpu"], "no --device and no --dtype"),
+        (["tofu", "--logs", log, "--dtype", "float32"], "no --device and no --dtype"),
+    ):
+        with pytest.raises(InputError, match=match):
+            CliRunner().invoke(app, ["evaluate", *words], catch_exceptions=False)
 
 
 def test_numbers_are_kept(here, tmp_path):

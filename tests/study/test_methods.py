@@ -3,16 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.tiny import WORDS, tiny, tiny_sets
 from workbench import attribute
 from workbench.core.delta import applied
-from workbench.core.errors import InputError, StudyError, UnknownNameError
+from workbench.core.errors import DataError, NumericsError, StudyError, UnknownNameError
 from workbench.core.records import Example, Examples
 from workbench.load.batches import encode_all
+from workbench.study import methods
 from workbench.study.intervene import row_nll
 from workbench.study.methods import FIXED, Method, Training, at_budget, read_methods
 from workbench.train.check import PRECISION
+from workbench.unlearn import budget
 from workbench.unlearn.pairs import set_nll
 
 ASCENT = Method("ascent", "unlearn", "gradient_ascent", {"objective": "gradient_ascent"})
@@ -136,7 +139,50 @@ def test_the_order_of_the_rows_of_the_budget_does_not_matter(setting):
 
 def test_rows_of_the_budget_are_not_trained_on(setting):
     model, forget, train, _ = setting
-    with pytest.raises(InputError, match="budget_rows"):
-        at_budget(model, forget, train, train[:2], ASCENT, Training())
+    for method in (ASCENT, Method("cut", "edit", "dampen")):
+        for rows in (train[:2], forget[1:]):
+            with pytest.raises(DataError, match=r"budget_rows \(.*\) and .* share 2 rows"):
+                at_budget(model, forget, train, rows, method, Training())
     with pytest.raises(UnknownNameError, match="gradient_ascent"):
-        at_budget(model, forget, train[:2], train[2:], replace(ASCENT, options={"objective": "gradient_asent"}), Training())
+        at_budget(model, forget, train[:2], train[2:], replace(ASCENT, called="gradient_asent"), Training())
+
+
+def test_what_is_called_is_what_is_trained(setting):
+    model, forget, train, kept = setting
+    named = at_budget(model, forget, train, kept, ASCENT, Training(50.0, 1, 3), lr=1e-3).delta
+    for options in ({}, {"objective": "npo"}):
+        found = at_budget(model, forget, train, kept, replace(ASCENT, options=options), Training(50.0, 1, 3), lr=1e-3).delta
+        assert (found.id, found.provenance.method) == (named.id, "gradient_ascent")
+
+
+def test_a_task_vector_takes_all_its_steps_and_then_a_part(setting):
+    model, forget, train, kept = setting
+    vector = Method("vector", "unlearn", "task_vector", {"options": {"alpha": 5.0}})
+    spent = at_budget(model, forget, train, kept, vector, Training(0.02, 6, 3), lr=1e-2)
+    assert spent.reached
+    assert spent.steps == 6.0
+    assert 0 < spent.part < 1
+    assert spent.delta.provenance.notes["part"] == spent.part
+    free = at_budget(model, forget, train, kept, vector, Training(100.0, 6, 3), lr=1e-2)
+    assert (free.reached, free.part, free.steps) == (False, 1.0, 6.0)
+    for name, change in free.delta.changes.items():
+        torch.testing.assert_close(spent.delta.changes[name].dense(), spent.part * change.dense(), rtol=1e-5, atol=1e-12)
+
+
+def test_an_edit_that_breaks_the_model_is_taken_in_part(setting, monkeypatch):
+    model, forget, train, kept = setting
+    real = budget.set_nll
+
+    def breaks(model, rows):
+        value = real(model, rows)
+        if abs(value - start) > 1e-4:
+            raise NumericsError("overflow")
+        return value
+
+    start = real(model, encode_all(model, kept))
+    for module in (methods, budget):
+        monkeypatch.setattr(module, "set_nll", breaks)
+    spent = at_budget(model, forget, train, kept, Method("cut", "edit", "dampen", {"alpha": 0.5}), Training(50.0))
+    assert spent.reached
+    assert 0 <= spent.part < 1
+    assert abs(spent.used) <= 1e-4

@@ -11,6 +11,8 @@ from workbench.core.records import check_disjoint
 from workbench.load.passages import passages, without_chat
 from workbench.report.sheet import Sheet
 from workbench.study import muse, muse_grid
+from workbench.study.judge import split_retain
+from workbench.study.methods import Training
 from workbench.study.muse_models import FineTuning, Sizes, documents, learned, plain
 
 SPLITS = ("forget_text", "retain_text", "holdout_text")
@@ -50,7 +52,7 @@ def docs(root):
     model = plain(wb.load(root / "data/organism/full"), "full")
     rows = {split: passages(root / f"data/muse-mini/{split}.jsonl") for split in SPLITS}
     rows |= {f"{side}_qa": wb.examples(f"tofu:{side}", root=root / "data/tofu-mini") for side in ("forget", "retain")}
-    return documents(model, rows, Sizes(passages=4, questions=6, asked=3, max_tokens=50))
+    return documents(model, rows, Sizes(passages=4, questions=6, asked=3, max_tokens=50, prompt_tokens=20, new_tokens=30))
 
 
 def test_what_a_run_writes(done):
@@ -112,6 +114,29 @@ def test_every_part_has_both_kinds(docs):
     assert [len(one) for one in muse_grid.portions(docs.mixed(), [1, 0.25, 0.5])] == [2, 5, 10]
 
 
+def test_passages_of_files_without_ids_are_told_apart(tmp_path, root):
+    rows = {}
+    for split in SPLITS:
+        text = "\n\n".join(row.text for row in passages(root / f"data/muse-mini/{split}.jsonl")[:2])
+        (tmp_path / f"{split}.txt").write_text(text)
+        rows[split] = passages(tmp_path / f"{split}.txt")
+    rows |= {f"{side}_qa": wb.examples(f"tofu:{side}", root=root / "data/tofu-mini") for side in ("forget", "retain")}
+    model = plain(wb.load(root / "data/organism/full"), "full")
+    made = documents(model, rows, Sizes(passages=2, questions=2, asked=2))
+    assert made.all.ids[:2] == ["text:forget:0", "text:forget:1"]
+    assert len(set(made.all.ids)) == 8
+
+
+def test_other_rows_to_train_on_are_another_point(root, docs):
+    """report_rows changes what is trained on, though not how many rows the budget is measured on."""
+    model = wb.load(root / "data/models/stories260K")
+    keys = [
+        muse_grid._about(muse_grid.Bench(root, model, docs, parts, {}, Sizes(), Training()))
+        for parts in (split_retain(docs.forget, docs.retain, budget_rows=2, report_rows=rows) for rows in (2, 3))
+    ]
+    assert keys[0] != keys[1]
+
+
 def test_a_learned_model_is_kept_and_is_another_with_another_seed(tmp_path, root, docs):
     def make(seed):
         base = without_chat(wb.load(root / "data/models/stories260K"))
@@ -132,6 +157,13 @@ def test_a_learned_model_is_kept_and_is_another_with_another_seed(tmp_path, root
         ({"requested": ["simnpo"]}, UnknownNameError, "unknown method of muse.requested 'simnpo'"),
         ({"sizes": {"passage": 3}}, UnknownNameError, "unknown key of muse.sizes 'passage'. Did you mean 'passages'"),
         ({"sizes": {"passages": 0}}, StudyError, "muse.sizes.passages is 0"),
+        ({"sizes": SIZES | {"prompt_tokens": 40}}, StudyError, "prompt_tokens 40 and new_tokens 8 are more than max_tokens 40"),
+        ({"sizes": SIZES | {"asked": 5}}, StudyError, "asked is 5, but only 4 questions are learned"),
+        ({"unlearn": ["npo"]}, StudyError, "muse.unlearn: expected a mapping, got \\['npo'\\]"),
+        ({"growing": 0.5}, StudyError, "muse.growing is 0.5, expected a list"),
+        ({"growing": [0.5, 0.5]}, StudyError, "muse.growing is .*, expected a list, at least one, none twice"),
+        ({"growing": [0.5, 0.51]}, StudyError, "of 7 documents are \\[4, 4\\]; expected each to be more"),
+        ({"folds": 50}, StudyError, "muse.folds is 50, but there are 7 documents to forget"),
         ({"growing": [2]}, StudyError, "muse.growing is 2, expected a share"),
         ({"folds": 0}, StudyError, "muse.folds is 0"),
         ({"retrained": []}, StudyError, "muse.retrained is"),
@@ -148,5 +180,5 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, root, change
 def test_numbers_stay_numbers(done):
     _, run = done
     asked = pd.read_parquet(run / "requests.parquet")
-    assert asked.drop(columns=["set", "method", "reached", "kind"]).dtypes.eq("float64").all()
+    assert asked.drop(columns=["set", "method", "reached", "note", "kind"]).dtypes.eq("float64").all()
     assert np.isnan(asked[asked.kind == "growing"].earlier_nll).all()

@@ -1,15 +1,17 @@
 """NaN in training: what the message names, what is kept, the model as it was; and the task that is told of every step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.tiny import tiny, tiny_sets
 from tests.train.test_loop import NAME, Quadratic, about, bits
 from workbench.core.delta import applied
-from workbench.core.errors import NumericsError, TrainingStopped
+from workbench.core.errors import InputError, NumericsError, TrainingStopped
 from workbench.load.batches import encode_all
 from workbench.train import AnswerTask, Check, Lora, Stepping, fit
-from workbench.train.settings import step_rows
+from workbench.train.settings import Settings, step_rows
 
 OPTIONS = {"epochs": 2, "batch_size": 1, "lr": 0.01, "schedule": "constant"}
 
@@ -52,11 +54,12 @@ def test_the_row_and_the_step_are_named_and_what_was_good_is_kept(how):
     assert all(torch.equal(p, before[n]) for n, p in bits(model).items())
     assert model.fingerprint() == fingerprint
     kept = stopped.value.kept
-    assert [row["step"] for row in kept.history] == list(range(step))
-    assert kept.audit.steps == step
+    # the state whose loss was not finite came of the update before, so that update is not kept either
+    assert [row["step"] for row in kept.history] == list(range(step - 1))
+    assert kept.audit.steps == step - 1
     assert kept.audit.stopped == str(stopped.value)
     # the state is that of a run without the row's NaN, after as many steps; at a constant rate a check can stop it there
-    looks = iter([0.0] * (step + 1) + [9.0])
+    looks = iter([0.0] * step + [9.0])
     whole = fit(model, Breaks(model, 99), about(model), check=Check(lambda: next(looks), 1.0, "looks", every=1), **OPTIONS)
     assert kept.delta.id == whole.delta.id
     with applied(model, kept.delta):
@@ -105,7 +108,7 @@ def test_a_gradient_that_is_not_finite_names_step_and_weight():
     step = f2_comes(1)
     with pytest.raises(TrainingStopped, match=rf"the gradient at step {step} is NaN or infinite, first in model\.") as stopped:
         fit(model, Breaks(model, 3, "gradient"), about(model), **OPTIONS)
-    assert stopped.value.kept.audit.steps == step
+    assert stopped.value.kept.audit.steps == step - 1
     assert all(torch.equal(p, before[n]) for n, p in bits(model).items())
 
     class Slope(Quadratic):
@@ -115,6 +118,25 @@ def test_a_gradient_that_is_not_finite_names_step_and_weight():
     for options in ({}, {"sharpness": 0.1}):
         with pytest.raises(TrainingStopped, match=f"the gradient at step 0 is NaN or infinite, first in {NAME}"):
             fit(model, Slope(model), about(model), epochs=1, **options)
+
+
+@pytest.mark.parametrize(("rate", "at"), [(1e30, 2), (1e39, 2), (1e39, 5)])
+def test_what_is_kept_of_a_run_that_really_diverges_is_good(rate, at, monkeypatch):
+    """One update of a huge rate: its loss was finite, that of the weights it leaves is not (1e39 is infinite in float32)."""
+    model = tiny(torch.float32)
+    task = AnswerTask(model, encode_all(model, tiny_sets()[0]))
+    monkeypatch.setattr(Settings, "rate", lambda self, step, steps: rate if step == at else 0.01)
+    for lora in (None, Lora(rank=2)):
+        with pytest.raises(TrainingStopped, match="NaN or infinit") as stopped:
+            fit(model, task, about(model), lora=lora, snapshots=True, **OPTIONS)
+        kept = stopped.value.kept
+        assert [row["step"] for row in kept.history] == list(range(at))
+        assert len(kept.checkpoints) == at // 3
+        looks = iter([0.0] * (at + 1) + [9.0])
+        check = Check(lambda looks=looks: next(looks), 1.0, "looks", every=1)
+        assert kept.delta.id == fit(model, task, about(model), lora=lora, check=check, **OPTIONS).delta.id
+        with applied(model, kept.delta), torch.no_grad():
+            assert bool(torch.isfinite(task.losses([0, 1, 2], 0)).all())
 
 
 def test_with_a_check_what_is_kept_is_the_last_state_within_it():
@@ -154,7 +176,7 @@ def test_adapters_are_kept_too_and_moments_are_those_of_the_last_good_step():
     assert stopped.value.kept.delta.changes
     with pytest.raises(TrainingStopped, match="'f2'") as stopped:
         fit(model, Breaks(model, 3), about(model), moments=True, **OPTIONS)
-    assert stopped.value.kept.moments.step == f2_comes(1)
+    assert stopped.value.kept.moments.step == f2_comes(1)  # with the gradient of the update that was undone
 
 
 def test_a_task_is_told_of_every_step_when_the_weights_have_moved():
@@ -180,3 +202,11 @@ def test_a_task_is_told_of_every_step_when_the_weights_have_moved():
     assert [asked for asked, _ in task.told] == [2, 4, 5, 7, 9, 10]
     assert task.told[0][1] == pytest.approx(0.01, rel=1e-3)
     assert task.told[-1][1] > 0.03
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "micro_batch"])
+def test_counts_are_whole(name):
+    plain = {"epochs": 1, "batch_size": 1, "micro_batch": None, "lr": 0.1, "schedule": "linear", "warmup": 0.0, "weight_decay": 0.0}
+    given = plain | {"betas": (0.9, 0.99), "clip_norm": None, "optimizer": "adamw", "sharpness": 0.0, "seed": 0, name: 2.5}
+    with pytest.raises(InputError, match=f"{name} is 2.5, expected a whole number"):
+        Settings.__post_init__(SimpleNamespace(**given))  # the tests check types before that

@@ -25,7 +25,8 @@ def training(**given):
 def task_of(model, name, *, term=None, weights=(None, None), refusals=None, options=None, **given):
     """What `run` trains on, with the model as the reference."""
     member = objective[name]
-    weighting = weighting_of(member, term, *weights)
+    used = term or member.about["retain"]
+    weighting = weighting_of(member, term, weights[0], None if used == "none" else weights[1])
     asked = Asked(member, member.options | (options or {}), weighting, refusals, training(**given))
     return prepare(model, *tiny_sets(), asked)[0]
 

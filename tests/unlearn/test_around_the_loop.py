@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny import tiny, tiny_sets
 from workbench.core.delta import applied
-from workbench.core.errors import InputError
+from workbench.core.errors import InputError, NumericsError, TrainingStopped
 from workbench.core.records import Provenance
 from workbench.load.batches import encode_all
 from workbench.train import AnswerTask, fit
@@ -62,7 +62,7 @@ def test_the_constraint_is_kept():
 @pytest.mark.parametrize(("name", "value"), [("dual_rate", 0.0), ("dual_rate", -1.0), ("dual_warmup", -1), ("retain_weight", -1.0)])
 def test_a_dual_variable_that_cannot_be(name, value):
     given = {"retain_weight": value} if name == "retain_weight" else {"options": {name: value}}
-    with pytest.raises(InputError, match=f"pdu: {name} is {value}"):
+    with pytest.raises(InputError, match=f"{'unlearn' if name == 'retain_weight' else 'pdu'}: {name} is {value}"):
         run(tiny(), *tiny_sets(), objective="pdu", **given)
 
 
@@ -91,6 +91,42 @@ def test_a_task_vector_within_a_budget():
     measured = [row for row in found.history if "part" in row]
     assert measured[0]["part"] == 1.0
     assert measured[0]["retain_nll"] > start + budget
+    part = found.audit.part
+    assert part == max(row["part"] for row in measured if row["retain_nll"] <= start + budget) < 1
+    assert found.delta.provenance.notes == {"part": part}
+    whole = run(model, forget, retain[:2], objective="task_vector", options={"alpha": 5.0}, epochs=5, batch_size=3, lr=1e-2).delta
+    for name, change in whole.changes.items():
+        torch.testing.assert_close(found.delta.changes[name].dense(), part * change.dense(), rtol=1e-5, atol=0)  # float32
     free = run(model, forget, retain[:2], options={"alpha": 5.0}, retain_budget=100.0, **given)
-    assert free.audit.stopped == ""
+    assert (free.audit.stopped, free.audit.part, free.delta.provenance.notes) == ("", 1.0, {})
     assert free.delta.n_touched == found.delta.n_touched
+
+
+@pytest.mark.parametrize("name", ["task_vector", "whos_harry_potter"])
+def test_no_state_is_kept_that_knows_more(name):
+    """The first step breaks the model: what was trained until then would be the opposite of forgetting."""
+    options = {"reinforce_lr": 1e30} if name == "whos_harry_potter" else {}
+    model = tiny(torch.float32)
+    with pytest.raises(NumericsError, match=rf"{name}: the training .* stopped: train: the loss at step 1") as stopped:
+        run(model, *tiny_sets(), objective=name, options=options, epochs=3, batch_size=3, lr=1e30)
+    assert not isinstance(stopped.value, TrainingStopped)
+    assert isinstance(stopped.value.__cause__, TrainingStopped)
+
+
+def test_a_budget_ends_a_run_whose_weights_give_nan():
+    model, (forget, retain) = tiny(torch.float32), tiny_sets()
+    rows = encode_all(model, retain[2:])
+    given = {"budget_rows": retain[2:], "budget_every": 1, "retain_budget": 0.05, "batch_size": 3, "schedule": "constant"}
+    for rate in (1e30, 1e39):  # the second is infinite in float32
+        found = run(model, forget, retain[:2], objective="gradient_ascent", epochs=3, lr=rate, **given)
+        assert "retain_nll reached inf after step 0" in found.audit.stopped
+        assert found.audit.part < 1
+        with applied(model, found.delta):
+            assert set_nll(model, rows) <= found.history[0]["retain_nll"] + 0.05 + 1e-6
+
+
+@pytest.mark.parametrize("alpha", [-5.0, 0.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["task_vector", "whos_harry_potter"])
+def test_a_factor_that_cannot_be(name, alpha):
+    with pytest.raises(InputError, match=f"{name}: alpha is {alpha}, expected a number above 0"):
+        run(tiny(), *tiny_sets(), objective=name, options={"alpha": alpha}, epochs=1)

@@ -6,7 +6,8 @@ import torch
 import workbench as wb
 from tests.tiny import tiny, tiny_sets
 from tests.unlearn.tasks import generic_rows, logit_rows, rows_of, task_of, training
-from workbench.core.errors import DataError, InputError
+from workbench.core.errors import DataError, InputError, TooLongError
+from workbench.core.records import Example
 from workbench.core.store import file_sha256
 from workbench.unlearn import REFUSALS, random_label
 from workbench.unlearn.random_label import wrong_answers
@@ -83,6 +84,26 @@ def test_answers_of_other_rows():
     assert [tuple(row.tokens[row.start :]) for row in policy.sides[0].rows] != list(answers.values())
     with pytest.raises(InputError, match="labels is 'token', expected 'tokens' or 'rows'"):
         random_label.__wrapped__(None, labels="token")
+
+
+def test_no_row_is_given_its_own_answer_by_another():
+    model = tiny()
+    rows = wb.Examples(
+        [Example(i, f"what is {p}", a) for i, p, a in [("a", "sky", "blue"), ("b", "sea", " blue "), ("c", "grass", "green")]],
+        "few",
+    )
+    for seed in range(6):
+        found = {row.id: row.tokens[row.start :] for row in wrong_answers(model, rows, labels="rows", seed=seed)}
+        blue, green = (model.tokenizer(word)["input_ids"] + [0] for word in ("blue", "green"))
+        assert found == {"a": green, "b": green, "c": blue}, seed
+    with pytest.raises(DataError, match="needs another answer for row 'a', but all 2 rows of few have its own"):
+        wrong_answers(model, rows[:2], labels="rows")
+
+
+def test_the_giver_of_an_answer_that_does_not_fit_is_named():
+    rows = wb.Examples([Example("a", "what " * 28, "no"), Example("b", "what", "very " * 9)], "long")
+    with pytest.raises(TooLongError, match="with the answer of 'b', row 'a': 38 tokens"):
+        wrong_answers(tiny(), rows, labels="rows")
 
 
 @pytest.mark.parametrize("alpha", [0.5, 50.0])

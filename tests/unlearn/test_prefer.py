@@ -146,6 +146,8 @@ def test_refusals():
         prefer(model, pairs(), objective="ipo", options={"betta": 1})
     with pytest.raises(DataError, match="response is empty"):
         prefer(model, PreferencePairs([PreferencePair("p", "what", "blue", " ")], "empty"))
+    with pytest.raises(DataError, match="row 'p, chosen', 'p, rejected': the answer starts at position 0"):
+        prefer(model, PreferencePairs([*pairs(), PreferencePair("p", "", "blue", "no")], "bare"))
     with pytest.raises(TooLongError, match="1 of 1 pairs do not fit"):
         prefer(model, PreferencePairs([PreferencePair("p", "what", "blue " * 40, "no")], "long"))
 

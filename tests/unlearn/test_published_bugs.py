@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from tests.tiny import tiny, tiny_sets
 from tests.unlearn.made import masks, passes
-from tests.unlearn.tasks import changed, logprobs, rows_of, task_of, three_layers
+from tests.unlearn.tasks import changed, expected_forget, logprobs, rows_of, task_of, three_layers
 from workbench.core.numerics import Forward, States, answer_forward, sequence_logprob
 from workbench.core.records import Example, Examples
 from workbench.core.registry import objective
@@ -77,8 +77,12 @@ def test_undial_does_not_teach_the_prompt_or_padding():
 
 def test_undial_runs_no_retain_rows():
     """With a retain weight of 0 OpenUnlearning forwards the retain rows, and back, all the same."""
-    task = task_of(tiny(), "undial")
-    assert task.tokens([0, 1, 2], epoch=0) == sum(len(row.tokens) for row in rows_of(tiny())[0])
+    model, seen = tiny(), []
+    task = task_of(model, "undial")
+    model.hf.register_forward_pre_hook(lambda _, __, inputs: seen.append(len(inputs["input_ids"])), with_kwargs=True)
+    task.losses([0, 1, 2], epoch=0).sum().backward()
+    assert seen == [3]
+    assert task.tokens([0, 1, 2], epoch=0) == sum(len(row.tokens) for row in rows_of(model)[0])
 
 
 def test_pdu_positions_are_shifted():
@@ -227,10 +231,13 @@ def test_idk_attention_is_of_the_refusal(name):
     """WAGLE keeps the mask of the original answer on the refusal, and takes the last token of the first row for padding."""
     model = tiny()
     refusals = ["no", "very very very very very very blue"]  # shorter and longer than the answers
-    side = task_of(model, name, refusals=refusals).sides[-1].rows
-    batch = collate(side)
-    assert batch.attention.sum(-1).tolist() == [len(row.tokens) for row in side]
-    assert batch.answer.sum(-1).tolist() == [len(row.tokens) - row.start for row in side]
+    task, seen = task_of(model, name, refusals=refusals, term="none"), []
+    side = task.sides[-1].rows
+    hook = model.hf.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["attention_mask"]), with_kwargs=True)
+    found = task.losses([0, 1, 2], epoch=0)
+    hook.remove()
+    assert seen[0][-3:].sum(-1).tolist() == [len(row.tokens) for row in side]  # the refusals come last
+    assert found.tolist() == pytest.approx([expected_forget(name, model, model, task, i) for i in range(3)], rel=1e-6)
     assert {len(row.tokens) - row.start for row in side} <= {2, 8}  # with the end-of-text token
 
 

@@ -51,6 +51,16 @@ def test_a_mask_decides_and_must_be_reached():
     assert set(found.delta.changes) == {names[1]}
 
 
+def test_adapters_must_be_reached_too():
+    model = three_layers(torch.float32)
+    behind = {"rank": 2, "targets": ["layers.2.mlp.down_proj"]}
+    with pytest.raises(InputError, match="all layers that lora's targets name lie behind layer 1, whose states they cannot change"):
+        run(model, *tiny_sets(), objective="rmu", lora=behind)
+    both = {"rank": 2, "targets": ["layers.2.mlp.down_proj", "layers.1.mlp.down_proj"]}
+    found = run(model, *tiny_sets(), objective="rmu", lora=both, epochs=1, lr=1e-2)
+    assert set(found.delta.changes) == {"model.layers.1.mlp.down_proj.weight"}
+
+
 def test_states_go_to_the_vector_and_those_of_retain_rows_stay():
     model = three_layers(torch.float32)
     forget, retain = rows_of(model)

@@ -9,16 +9,18 @@ import workbench as wb
 from tests.tiny import tiny, tiny_sets
 from tests.unlearn.tasks import changed, expected_forget, expected_kept, logprobs, rows_of, task_of, three_layers
 from workbench.core.delta import applied, apply
-from workbench.core.errors import DataError, InputError, TooLongError, UnknownNameError
+from workbench.core.errors import DataError, InputError, TooLongError, TrainingStopped, UnknownNameError
 from workbench.core.records import Example, Provenance
 from workbench.core.registry import Member, objective
 from workbench.load.batches import encode_all
 from workbench.train import AnswerTask, fit
 from workbench.train.lora import Lora
 from workbench.train.task import Named, Observing, Sharp, Stepping
-from workbench.unlearn.pairs import answer_logprob_rows, set_nll
+from workbench.unlearn.cache import answer_logprob_rows
+from workbench.unlearn.pairs import Pairs, set_nll
 from workbench.unlearn.prepare import weighting_of
 from workbench.unlearn.run import run
+from workbench.unlearn.training import read_lora
 
 NAMES = objective.names()
 LAYER = 1  # the middle of three
@@ -60,7 +62,8 @@ def test_the_two_halves_sum_to_the_loss_and_micro_batches_to_the_batch(name):
     torch.testing.assert_close(alone, whole, rtol=1e-6, atol=1e-9)
     assert isinstance(task, Sharp)
     assert isinstance(task, Named)
-    assert task.names([2, 0]) == ["f2", "f0"]
+    kept = [f" with {task.retain[task.partner(i, 1)].id}" if task.partners([i], 1) else "" for i in (2, 0)]
+    assert task.names([2, 0], epoch=1) == [f"f2{kept[0]}", f"f0{kept[1]}"]
     rows = [side.rows[i] for side in task.sides for i in (0, 2)] + [task.retain[i] for i in task.partners([0, 2], 1)]
     assert task.tokens([0, 2], epoch=1) == sum(len(row.tokens) for row in rows)
 
@@ -154,7 +157,8 @@ def test_retain_terms_keep_what_ascent_destroys():
     rows = encode_all(model, retain)
     drift = {}
     for term in ("none", "nll", "kl"):
-        found = run(model, forget, retain, retain_term=term, retain_weight=5.0, epochs=10, batch_size=3, lr=5e-3)
+        weight = None if term == "none" else 5.0
+        found = run(model, forget, retain, retain_term=term, retain_weight=weight, epochs=10, batch_size=3, lr=5e-3)
         with applied(model, found.delta):
             drift[term] = set_nll(model, rows)
     assert drift["nll"] < drift["none"]
@@ -241,3 +245,67 @@ def test_rows_that_cannot_be_trained_on():
             run(model, retain, retain, objective=name)
     with pytest.raises(DataError, match="the set is empty"):
         run(model, forget[:0], retain)
+
+
+def no_start(prefix):
+    """A second row with nothing before its answer."""
+    return wb.Examples([Example(f"{prefix}a", "the sky", "blue"), Example(f"{prefix}b", "", "no")], prefix)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_whose_answer_nothing_predicts_is_named_before_the_first_step(name, monkeypatch):
+    model, (forget, retain) = three_layers(), tiny_sets()
+    options = {"positions": "predicting"} if name == "rmu" else {}
+    monkeypatch.setattr("workbench.train.loop._Run", lambda *_, **__: pytest.fail("training began"))
+    with pytest.raises(DataError, match="row 'xb': the answer starts at position 0"):
+        run(model, no_start("x"), retain, objective=name, options=options)
+    if objective[name].about["retain"] != "none":
+        with pytest.raises(DataError, match="row 'xb': the answer starts at position 0"):
+            run(model, forget, no_start("x"), objective=name, options=options)
+
+
+def test_nan_in_a_retain_partner_names_it(monkeypatch):
+    model, real = tiny(torch.float32), Pairs._kept
+
+    def broken(self, partners, kept, epoch):
+        bad = torch.tensor([self.retain[i].id == "r1" for i in partners])
+        return torch.where(bad, float("nan"), real(self, partners, kept, epoch))
+
+    monkeypatch.setattr(Pairs, "_kept", broken)
+    with pytest.raises(TrainingStopped, match=r"is NaN or infinite for 'f\d with r1'; try"):
+        run(model, *tiny_sets(), objective="gradient_difference", epochs=2, batch_size=3)
+
+
+def test_weights_that_cannot_be():
+    model, sets = tiny(torch.float32), tiny_sets()
+    for given, match in (
+        ({"forget_weight": float("nan")}, "forget_weight is nan, expected a number, 0 or more"),
+        ({"forget_weight": -1}, "forget_weight is -1"),
+        ({"retain_weight": float("inf")}, "retain_weight is inf"),
+        ({"retain_weight": -1}, "retain_weight is -1"),
+        (
+            {"objective": "undial", "retain_weight": 50.0},
+            r"retain_weight is 50.0, but undial has no retain term here.*none, nll, kl",
+        ),
+        ({"retain_term": "none", "retain_weight": 2}, "but npo has no retain term here"),
+    ):
+        with pytest.raises(InputError, match=match):
+            run(model, *sets, **given)
+
+
+def test_options_are_refused_before_any_pass(monkeypatch):
+    model, sets = tiny(torch.float32), tiny_sets()
+    mask = wb.attribute.magnitude(model, *sets).mask(0.2)
+    monkeypatch.setattr(type(model.hf), "forward", lambda *_, **__: pytest.fail("a pass was made"))
+    for given, match in (
+        ({"mask": mask, "lora": {"rank": 2}}, "mask and lora are both given"),
+        ({"lr": 0.0}, "lr is 0.0, expected a positive number"),
+    ):
+        with pytest.raises(InputError, match=match):
+            run(model, *sets, **given)
+
+
+def test_adapters_that_cannot_be():
+    for given in (8, "q_proj"):  # the tests check types before that
+        with pytest.raises(InputError, match=f"lora is {given!r}, expected a `Lora`, a mapping such as"):
+            read_lora.__wrapped__(given)

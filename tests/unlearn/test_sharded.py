@@ -128,6 +128,11 @@ def test_it_learns_and_forgets(learned):
     assert everything < some < start
 
 
+def test_adapters_in_words_are_adapters(learned):
+    again = sharded(four_layers(), ROWS, slices=4, orders=3, seed=1, **OPTIONS | {"lora": {"rank": 2}})
+    assert again.delta.id == learned.delta.id
+
+
 def test_slices_are_even_keep_groups_together_and_follow_the_seed():
     assert sorted(len(one) for one in cut_rows(ROWS, 3)) == [2, 2, 3]
     groups = {"f0": "x", "f1": "x", "f2": "x", "r0": "y", "r1": "y", "r2": "z", "r3": "z"}

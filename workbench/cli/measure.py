@@ -49,8 +49,12 @@ def evaluate(
     if logs is not None:
         if suite != "tofu" or given or option:
             raise InputError("evaluate: --logs are TOFU's, scored without a model; no other suite, data or option goes with them.")
+        if device != "auto" or dtype != "auto":
+            raise InputError("evaluate: --logs are scored without a model, so no --device and no --dtype goes with them.")
         measured = rescore(logs, reference_logs)
     else:
+        if reference_logs is not None:
+            raise InputError("evaluate: --reference-logs go with --logs; beside a MODEL give --reference, a model.")
         if device != "auto" or dtype != "auto":
             given |= {"device": device, "dtype": dtype}
         measured = _evaluate_model(suite, str(model), given, option or [])

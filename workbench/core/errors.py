@@ -11,7 +11,7 @@ WorkbenchError
 │   └── StudyError                   a study file that does not say what to do
 ├── UndoError                        an edit that cannot be undone now; says which one lies on top
 ├── NumericsError (ArithmeticError)  NaN or infinity; names the first place
-│   └── TrainingStopped              in a loss or gradient of training; has what was trained up to the last good step
+│   └── TrainingStopped              in a loss or gradient of training; has what was trained up to the last good state
 ├── MemoryPlanError (MemoryError)    the job would not fit; says how many bytes and what to lower
 └── MissingPackageError (ImportError) an optional dependency; says the install command
 
@@ -68,7 +68,11 @@ class NumericsError(WorkbenchError, ArithmeticError):
 
 
 class TrainingStopped(NumericsError):
-    """Training met NaN or infinity. kept: what was trained up to the last good step, a `train.Trained`."""
+    """Training met NaN or infinity.
+
+    kept: a `train.Trained` of the last state whose loss and gradient were finite, without the update that broke it; where training
+    was checked, of the last state within the limit.
+    """
 
     def __init__(self, message: str, kept: Any) -> None:
         super().__init__(message)

@@ -32,17 +32,19 @@ def bootstrap(
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
+    within: tuple[float, float] | None = None,
 ) -> Estimate:
-    """Percentile bootstrap interval of a statistic of one or several independent samples.
+    """Bootstrap interval of a statistic of one or several independent samples.
 
     Examples are drawn with replacement inside each sample, all samples in every resample; the interval is the central
-    `level` share of the resampled statistics. Everything is float64.
+    `level` share of the resampled statistics, or with `within` the `reflected` one. Everything is float64.
 
     Args:
         statistic: maps one array a sample, each [resample example ...], to [resample]. It is called on the samples
             themselves (one resample) and on the resamples in one vectorized call.
         samples: each [example ...]; a sample's rows are drawn whole, so what belongs to one example stays together.
         seed: of NumPy's generator; the same seed gives the same interval.
+        within: least and greatest value of a statistic whose resamples lean to one side, such as a distance; see `reflected`.
     Raises: DataError if a sample is empty: no data has no estimate.
     """
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
@@ -52,8 +54,33 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     drawn = [array[rng.integers(0, len(array), size=(resamples, len(array)))] for array in arrays]
     value = float(statistic(*(array[None] for array in arrays))[0])
-    low, high = np.quantile(statistic(*drawn), [(1 - level) / 2, (1 + level) / 2])
+    found = statistic(*drawn)
+    if within is None:
+        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    else:
+        low, high = reflected(value, found, within, level=level)
     return Estimate(value, float(low), float(high), sum(len(array) for array in arrays))
+
+
+def reflected(
+    value: float, drawn: Float[np.ndarray, "resample"], within: tuple[float, float], *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Bounds of a statistic whose resamples lean to one side: those of the resamples turned about the value, cut to `within`.
+
+    [2 value - upper, 2 value - lower], lower and upper bounding the central `level` share of the resamples (the basic bootstrap),
+    but as wide as to hold the value. Resampling widens a distance of two samples as sampling widened it, so that the central share
+    itself may lie above the value; turned about it, the leaning is taken off instead of put on once more.
+
+    Args: drawn: the resampled statistics; those that are NaN are left out.   within: least and greatest value there is.
+    Returns: low <= value <= high; NaN where the value is not finite or no resample has one.
+    Reference: Davison and Hinkley 1997, Bootstrap Methods and their Application, section 5.2.
+    """
+    found = drawn[~np.isnan(drawn)]
+    if not (math.isfinite(value) and found.size):
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    lower, upper = np.quantile(found, tail, method="lower"), np.quantile(found, 1 - tail, method="higher")  # may be infinite
+    return max(within[0], min(value, 2 * value - float(upper))), min(within[1], max(value, 2 * value - float(lower)))
 
 
 def mean_estimate(values: Sequence[float] | Float[np.ndarray, "example"], *, seed: int = 0) -> Estimate:

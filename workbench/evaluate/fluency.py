@@ -6,7 +6,9 @@
     repeats   share of the text's runs of 8 characters that stood in it before: does it go round in circles?
 
 A short text tells little, so either mean takes in the median of real sentences as so many observations more: 20 characters and 5
-words. The end of a text is none of them: one that was cut off at its most tokens is not the worse for it. Each term is then put on
+words. For the order of words the end of a text is none of them, and for letters a space: a text that was cut off at its most tokens
+is not the worse for it where a word ends. In mid-word the last letters cost a little, most where one stands alone: held-out halves
+of sentences have 0.961, 0.973 and 0.977 with one, two and three letters of a further word, 0.980 without. Each term is then put on
 [0, 1] by a straight line between two quantiles of reference texts: 1 from where 95 % of real sentences lie on, 0 from where half of
 the spoiled ones lie (letters shuffled inside words; words shuffled; a few words in a loop). The fluency is the product:
 

@@ -42,13 +42,15 @@ def ks_distance(table: Table, reference: Table | None = None, *, aggregate: str 
     """Kolmogorov-Smirnov distance between the truth ratios of a model and of a retrained one.
 
     D = max_x |F(x) - G(x)| in [0, 1]. The interval resamples rows, each with both models' answers, so it is 0 for a model
-    against itself. Resampling ties values and widens D a little: near 0 the interval leans upward.
+    against itself. Sampling widens a D, and resampling widens it again: the interval is the `reflected` one, which holds D itself.
+    With 80 rows it held D of all rows in 91 to 94 % of simulated cases; where two distributions are nearly one and rows are many it
+    is less (D = .001, 300 rows: 73 %).
 
     Args: as `forget_quality`; seed: of the bootstrap.
     Raises: as `forget_quality`.
     """
     paired = _log_ratios("ks_distance", table, reference, aggregate)
-    return bootstrap(ks_distances, paired, seed=seed)
+    return bootstrap(ks_distances, paired, seed=seed, within=(0.0, 1.0))
 
 
 @metric(unit="nats/token", better="reference")

@@ -19,7 +19,7 @@ import numpy as np
 from workbench.core.errors import InputError, missing_package, unknown
 from workbench.core.measurements import Measurement, Measurements
 from workbench.core.numerics import isolated_rng
-from workbench.core.statistics import LEVEL
+from workbench.core.statistics import LEVEL, wilson
 from workbench.core.store import existing
 from workbench.load.models import Model
 
@@ -45,7 +45,8 @@ def lm_eval(
         apply_chat_template: put each prompt as a user's turn; off, as in most published numbers.
         bootstrap_iters: of metrics that are no means.   seed: of the few-shot examples and the bootstrap.
     Returns: Measurements by the harness' metric names (with the filter where it is not "none") and task as split. Intervals are
-        value -+ 1.96 times the harness' standard error, cut to [0, 1] for accuracies; a small n deserves more care. n: documents.
+        Wilson's for accuracies and exact matches of a task, so a small n is wide also at 0 and at 1, and value -+ 1.96 times the
+        harness' standard error for other numbers and for groups of tasks. n: documents, of a group those of all its tasks.
     Raises: MissingPackageError without the package lm-eval; UnknownNameError for a task it does not know; InputError without one.
     """
     if not tasks or isinstance(tasks, str):
@@ -111,28 +112,38 @@ def _generators_kept(seed: int) -> Iterator[None]:
 
 def _rows(found: Mapping[str, Any]) -> Iterator[Measurement]:
     """Every number of every task. The keys are "metric,filter" and "metric_stderr,filter"."""
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    groups = found.get("group_subtasks", {})
     for task, values in found["results"].items():
-        counts = found["n-samples"].get(task, {})
+        n = sum(int(found["n-samples"].get(one, {}).get("effective", 0)) for one in _leaves(task, groups))
         for key, value in values.items():
             name, comma, kept = key.partition(",")
             if not comma or name.endswith("_stderr"):
                 continue
-            error = values.get(f"{name}_stderr,{kept}")
-            half = z * error if isinstance(error, int | float) else math.nan
-            low, high = value - half, value + half
             share = name.startswith(("acc", "exact_match"))
-            if share:
-                low, high = max(low, 0.0), min(high, 1.0)
+            error = values.get(f"{name}_stderr,{kept}")
+            bounds, note = _bounds(float(value), error, share=share, n=0 if groups.get(task) else n)
+            if groups.get(task):
+                note = "; ".join(["n: documents of all its tasks", *([note] if note else [])])
             better = {True: "higher", False: "lower"}.get(found["higher_is_better"].get(task, {}).get(name), "")
-            yield Measurement(
-                name if kept == "none" else f"{name},{kept}",
-                task,
-                float(value),
-                low,
-                high,
-                int(counts.get("effective", 0)),
-                "share of documents" if share else "as the harness says",
-                better,
-                "" if math.isfinite(half) else "no interval: the harness gives no standard error",
-            )
+            full, unit = name if kept == "none" else f"{name},{kept}", "share of documents" if share else "as the harness says"
+            yield Measurement(full, task, float(value), *bounds, n, unit, better, note)
+
+
+def _bounds(value: float, error: object, *, share: bool, n: int) -> tuple[tuple[float, float], str]:
+    """The interval of a number, and why there is none. n: documents that a share is of; 0 where its tasks are averaged."""
+    if share and n and 0 <= value <= 1:
+        found = wilson(value, n)
+        return (found.low, found.high), ""
+    if not isinstance(error, int | float) or not math.isfinite(error):
+        return (math.nan, math.nan), "no interval: the harness gives no standard error"
+    if error == 0:
+        return (math.nan, math.nan), "no interval: the harness' standard error is 0, which is not certainty"
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
+    low, high = value - half, value + half
+    return (max(low, 0.0), min(high, 1.0)) if share else (low, high), ""
+
+
+def _leaves(task: str, groups: Mapping[str, Sequence[str]]) -> set[str]:
+    """The tasks that a group is of, at any depth; a task itself."""
+    below = groups.get(task)
+    return {leaf for one in below for leaf in _leaves(one, groups)} if below else {task}

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.core.errors import DataError, InputError, NumericsError
+from workbench.core.errors import DataError, InputError, NumericsError, TooLongError
 from workbench.core.records import Examples, Provenance
 from workbench.core.runtime import plan_memory, progress
 from workbench.evaluate.generate import greedy, text
 from workbench.evaluate.moments import Columns
 from workbench.evaluate.prompts import Prompts, extend, start, take
 from workbench.evaluate.table import NO_END, TokenTable
-from workbench.load.batches import Encoded, by_length, collate, encode
+from workbench.load.batches import Encoded, by_length, check_lengths, collate, encode
 from workbench.load.models import Model
 from workbench.trace.forward import check_eval
 
@@ -67,8 +67,8 @@ def tokens(
             generated text can grow to `generate` more tokens for each prompt of a batch.
         show: draw a progress bar.
     Returns: a TokenTable with the variants "response", "paraphrase", "perturbed.0", ... of each example that has them.
-    Raises: DataError for a row that is too long, has an empty answer, or nothing before its answer; NumericsError for a
-        log-probability that is NaN or infinite; MemoryPlanError if a batch's logits would not fit.
+    Raises: TooLongError naming all rows that are too long; DataError for an empty answer, or nothing before an answer;
+        NumericsError for a log-probability that is NaN or infinite; MemoryPlanError if a batch's logits would not fit.
     """
     for name, value in (("generate", generate), ("batch_tokens", batch_tokens)):
         if value is not None and value < 1:
@@ -87,12 +87,17 @@ def _plan(model: Model, examples: Examples) -> Plan:
     answers: list[Answer] = []
     response: list[int] = []
     first = 0
+    long: dict[str, TooLongError] = {}
     for row, example in enumerate(examples):
         given = [example.response, example.paraphrase, *example.perturbed]
         for variant, answer in enumerate(given):
             if answer is None:
                 continue
-            coded = encode(model, example.prompt, answer, id=example.id)
+            try:
+                coded = encode(model, example.prompt, answer, id=example.id)
+            except TooLongError as error:
+                long.setdefault(example.id, error)
+                continue
             if coded.start == 0:
                 raise DataError(
                     f"row {example.id!r}: no token stands before the answer, so nothing predicts its first token. "
@@ -103,6 +108,7 @@ def _plan(model: Model, examples: Examples) -> Plan:
             first += len(answers[-1].tokens)
             if variant == 0:
                 response.append(prompt)
+    check_lengths(examples.name, "rows", model.context, list(long.values()), len(examples))
     return Plan(answers, list(numbers), response, first)
 
 

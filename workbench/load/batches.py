@@ -92,6 +92,17 @@ def encode_all(model: Model, examples: Examples) -> list[Encoded]:
     return [encode(model, row.prompt, row.response, id=row.id) for row in examples]
 
 
+def check_lengths(what: str, rows: str, context: int, errors: Sequence[TooLongError], total: int) -> None:
+    """TooLongError that names all rows that are too long at once, if any of `total` was."""
+    if errors:
+        long = [str(error).split(", but")[0] for error in errors]
+        listed = "; ".join(long[:8]) + (f"; and {len(long) - 8} more" if len(long) > 8 else "")
+        raise TooLongError(
+            f"{what}: {len(long)} of {total} {rows} do not fit the model's context of {context} tokens: {listed}. "
+            "Shorten them or leave them out."
+        )
+
+
 def encode_pairs(model: Model, pairs: PreferencePairs, *, end: bool = True) -> list[EncodedPair]:
     """Every pair's prompt with its chosen and with its rejected answer.
 
@@ -99,19 +110,14 @@ def encode_pairs(model: Model, pairs: PreferencePairs, *, end: bool = True) -> l
     Raises: DataError naming all pairs that are longer than the model's context, or the first that has no answer.
     """
     coded: list[EncodedPair] = []
-    long: list[str] = []
+    long: list[TooLongError] = []
     for pair in pairs:
         try:
             sides = (encode(model, pair.prompt, text, id=f"{pair.id}, {side}", end=end) for side, text in _sides(pair))
             coded.append(EncodedPair(pair.id, *sides))
         except TooLongError as error:
-            long.append(str(error).split(", but")[0])
-    if long:
-        listed = "; ".join(long[:8]) + (f"; and {len(long) - 8} more" if len(long) > 8 else "")
-        raise TooLongError(
-            f"{pairs.name}: {len(long)} of {len(pairs)} pairs do not fit the model's context of {model.context} tokens: {listed}. "
-            "Shorten them or leave them out."
-        )
+            long.append(error)
+    check_lengths(pairs.name, "pairs", model.context, long, len(pairs))
     return coded
 
 

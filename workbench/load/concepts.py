@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from workbench.core.components import Place
 from workbench.core.errors import DataError, InputError, MismatchError, ModelError, unknown
 from workbench.core.records import Examples, Rows
-from workbench.core.store import read_json
+from workbench.core.store import existing, read_json
 from workbench.load.datasets import text_of
 from workbench.load.models import Model
 
@@ -83,9 +83,9 @@ def concepts(path: str | Path, *, model: str | None = None) -> ConceptRows:
         naming file and entry for a broken one, or a place that stands twice.
     Reference: Hong et al. 2024, arXiv:2406.11614; github.com/yihuaihong/ConceptVectors.
     """
-    path = Path(path)
+    path = existing(path)
     if model is None:
-        model = next((name for name in MODELS if path.name.startswith(name)), None)
+        model = model_of(path)
         if model is None:
             raise InputError(f"{path}: the name does not say which model it is about; pass model=, one of {', '.join(MODELS)}.")
     if model not in MODELS:
@@ -94,6 +94,11 @@ def concepts(path: str | Path, *, model: str | None = None) -> ConceptRows:
     if not isinstance(entries, list):
         raise DataError(f"{path}: holds a {type(entries).__name__}, expected a list of concepts.")
     return ConceptRows((_concept(entry, model, f"{path}, entry {i}") for i, entry in enumerate(entries)), path.name)
+
+
+def model_of(path: Path) -> str | None:
+    """Which of MODELS a file is about, by its name; None if that does not say."""
+    return next((name for name in MODELS if path.name.startswith(name)), None)
 
 
 def own_concept(

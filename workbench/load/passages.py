@@ -50,11 +50,14 @@ def whole(model: Model, rows: Passages, *, max_tokens: int | None = None) -> Exa
 
     Every token but those of the first word is predicted, as in training on running text.
 
-    Args: max_tokens: longer passages lose their end; None keeps all of it.
-    Raises: DataError naming a passage of one word; InputError for a max_tokens below 2.
+    Args: max_tokens: of a passage's own tokens, beside which a row has those that mark its beginning and end, and never more than
+        the context holds with these; longer passages lose their end. None keeps all of it.
+    Raises: DataError naming a passage of one word, or one whose first word is max_tokens long; InputError for a max_tokens below 2.
     """
     if max_tokens is not None and max_tokens < 2:
         raise InputError(f"whole: max_tokens is {max_tokens}, expected at least 2, or None.")
+    if max_tokens is not None:
+        max_tokens = min(max_tokens, model.context - _marks(model))
     return Examples((_cut(model, row, 1, max_tokens) for row in rows), rows.name)
 
 
@@ -117,7 +120,18 @@ def _cut(model: Model, row: Passage, prompt_tokens: int, max_tokens: int | None,
     ends = (len(spans), max_tokens, None if new_tokens is None else first + new_tokens)
     last = min(end for end in ends if end is not None)
     begin, end = spans[first][0], spans[last - 1][1]
+    if not text[begin:end].strip():
+        raise DataError(
+            f"passage {row.id!r} ({text[:40]!r}) has nothing but white space from token {first + 1} to {last}. Leave it out, or "
+            "take more tokens."
+        )
     return Example(row.id, text[:begin], text[begin:end])
+
+
+def _marks(model: Model) -> int:
+    """How many tokens stand around a text's own: what the tokenizer puts in front or behind, and the end-of-text token."""
+    around = [token for token in model.tokenizer("")["input_ids"] if token != model.tokenizer.eos_token_id]
+    return len(around) + (model.tokenizer.eos_token_id is not None)
 
 
 def _is_between(text: str, place: int) -> bool:

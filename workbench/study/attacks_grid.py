@@ -18,7 +18,7 @@ from jaxtyping import Float
 from workbench.core.delta import applied
 from workbench.core.errors import DataError, InputError
 from workbench.core.records import Examples, check_disjoint
-from workbench.edit.quantize import BITS, quantize
+from workbench.edit.quantize import quantize
 from workbench.evaluate.attacks.candidates import ATTACKS as READINGS
 from workbench.evaluate.attacks.extraction import extraction
 from workbench.evaluate.attacks.prompting import TEMPLATES, in_context, prompting, rephrased, worded
@@ -31,6 +31,8 @@ from workbench.study.attacks_arms import Arm, Bench
 from workbench.study.folder import kept
 from workbench.trace.forward import row_nll
 
+VERSIONS = {"relearning": ("rows drawn by seed",)}
+"""What a point of an attack is kept under beside its settings, where the attack once measured something else with the same ones."""
 OUTPUT = "output"
 """What is extracted from the last layer alone, which is what anybody can who sees the model's probabilities."""
 
@@ -46,7 +48,7 @@ def attacked(on: Bench, arm: Arm, attack: str) -> dict[str, Any]:
         with arm.shown() as model:
             return make(on, model)
 
-    return kept(on.folder, [attack, *arm.causes, *rows, *more, _plain(options)], measured)
+    return kept(on.folder, [attack, *VERSIONS.get(attack, ()), *arm.causes, *rows, *more, _plain(options)], measured)
 
 
 def check(on: Bench) -> None:
@@ -59,11 +61,12 @@ def check(on: Bench) -> None:
         raise InputError(
             f"attacks.budgets is {list(settings.budgets)}, expected 1 to {on.model.d_vocab}, the size of the vocabulary."
         )
-    if not BITS[0] <= min(settings.bits) <= max(settings.bits) <= BITS[1]:
-        raise InputError(f"attacks.bits is {list(settings.bits)}, expected {BITS[0]} to {BITS[1]}.")
     if settings.shots > len(on.parts.train):
         raise InputError(f"attacks.shots is {settings.shots}, but there are {len(on.parts.train)} retain rows to show.")
     check_disjoint(on.forget, on.unrelated)
+    if "prompts" in settings.attacks:
+        for rows in ways(on).values():
+            encode_all(on.model, rows)  # refuses a prompt that leaves no room for its answer
     halves(on.forget, settings.held_out)
     if on.marked is not None:
         spans(on.model, on.forget, on.marked)
@@ -72,6 +75,15 @@ def check(on: Bench) -> None:
             f"attacks: {len(_probed(on.forget))} rows of {on.forget.name} have a paraphrase and false answers; the attack 'probe' "
             f"needs at least {2 * FOLDS}. Give such rows, or leave it out of attacks.attacks."
         )
+
+
+def ways(on: Bench) -> dict[str, Examples]:
+    """The forget rows with every way of asking."""
+    found = {name: worded(on.forget, text) for name, text in TEMPLATES.items()}
+    found["in context"] = in_context(on.forget, on.parts.train, shots=on.settings.shots)
+    if on.questions is not None:
+        found["paraphrase"] = rephrased(on.forget, on.questions)
+    return found
 
 
 def _extraction(on: Bench, model: Model) -> dict[str, Any]:
@@ -90,11 +102,7 @@ def _extraction(on: Bench, model: Model) -> dict[str, Any]:
 
 def _prompts(on: Bench, model: Model) -> dict[str, Any]:
     """Recall of the greedy answer and probability of the true one, [prompt][row]; the direct question is the first prompt."""
-    ways = {name: worded(on.forget, text) for name, text in TEMPLATES.items()}
-    ways["in context"] = in_context(on.forget, on.parts.train, shots=on.settings.shots)
-    if on.questions is not None:
-        ways["paraphrase"] = rephrased(on.forget, on.questions)
-    found = prompting(model, on.forget, variants=ways, generate=on.settings.generate)
+    found = prompting(model, on.forget, variants=ways(on), generate=on.settings.generate)
     return {
         "ids": list(found.ids),
         "prompts": list(found.prompts),

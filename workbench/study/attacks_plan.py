@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import StudyError, unknown
+from workbench.core.store import existing
+from workbench.edit.quantize import BITS
 from workbench.load.models import check_source
 from workbench.study.file import check_name, known, mapping, relative, resolve
 from workbench.study.head import Head, count, listing, positive, read_head
@@ -75,6 +77,10 @@ class Settings:
         """What all trained methods share."""
         return Training(self.budget, self.max_steps, self.batch_size)
 
+    def most_steps(self, rows: int) -> int:
+        """The most steps of a run on so many forget rows: max_steps, rounded up to whole epochs."""
+        return self.training.epochs(rows) * self.training.epoch(rows)
+
     def rate_of(self, method: Method) -> float:
         """The learning rate of a method."""
         return self.rates.get(method.name, self.rate)
@@ -101,6 +107,7 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Head, Setting
     found: dict[str, Any] = {key: count(f"attacks.{key}", given[key], least=least) for key, least in COUNTS.items()}
     found |= {key: positive(f"attacks.{key}", given[key]) for key in POSITIVE}
     found |= {key: listing(f"attacks.{key}", given[key], kind) for key, kind in LISTS.items()}
+    _ranges(found)
     for name in found["attacks"]:
         if name not in ATTACKS:
             raise unknown("attack", name, ATTACKS)
@@ -112,13 +119,25 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Head, Setting
             )
         found[key] = resolve(str(body[key]), folder)
         check_source(found[key])
-    found |= {key: None if given[key] is None else resolve(str(given[key]), folder) for key in FILES}
+    found |= {key: None if given[key] is None else str(existing(resolve(str(given[key]), folder))) for key in FILES}
     raw = {key: mapping(f"attacks.{key}", body.get(key) or {}) for key in ("unlearn", "edits")}
     methods = _methods(raw, path)
     trained = [method.name for method in methods if method.kind == "unlearn"]
     known("method of attacks.rates", given["rates"], trained)
     found["rates"] = {name: positive(f"attacks.rates.{name}", value) for name, value in given["rates"].items()}
     return head, Settings(methods, raw, **found)
+
+
+def _ranges(found: Mapping[str, Any]) -> None:
+    """Refuse numbers that no model or rows can have."""
+    if not found["held_out"] < 1:
+        raise StudyError(f"attacks.held_out is {found['held_out']}, expected a share above 0 and below 1.")
+    if min(found["relearn_seeds"]) < 0:
+        raise StudyError(f"attacks.relearn_seeds is {list(found['relearn_seeds'])}, expected whole numbers of at least 0.")
+    if min(found["budgets"]) < 1:
+        raise StudyError(f"attacks.budgets is {list(found['budgets'])}, expected sizes of candidate sets, at least 1.")
+    if not BITS[0] <= min(found["bits"]) <= max(found["bits"]) <= BITS[1]:
+        raise StudyError(f"attacks.bits is {list(found['bits'])}, expected {BITS[0]} to {BITS[1]}.")
 
 
 def _methods(raw: Mapping[str, Mapping[str, Any]], path: str | Path) -> tuple[Method, ...]:

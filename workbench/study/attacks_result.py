@@ -54,13 +54,13 @@ class Line:
     also: Mapping[str, Mapping[str, Float[np.ndarray, "_"]]] = field(default_factory=dict)
 
     def recovered(self, arm: str) -> Estimate:
-        """Share of what was forgotten that the attack brings back; NaN where nothing was forgotten, within the interval.
+        """Share of what was forgotten that the attack brings back; NaN where nothing was, or not with its whole interval above 0.
 
         It can exceed 1, and be negative where the attack makes the model worse.
         """
         rows = np.stack([self.before[arm], self.after[arm], self.before[UNTOUCHED]], axis=1)
         forgotten = bootstrap(lambda x: (x[..., 2] - x[..., 0]).mean(axis=1), rows)
-        if forgotten.low <= 0 <= forgotten.high:
+        if not forgotten.low > 0:
             return Estimate(float("nan"), float("nan"), float("nan"), len(rows))
 
         def share(drawn: Float[np.ndarray, "resample row 3"]) -> Float[np.ndarray, "resample"]:

@@ -24,8 +24,8 @@ TEXTS = {
     "prompts": "Before: the question as it stands. After: the best of {n} ways of asking, for each row, which grows with n also "
     "where nothing is known; so the retrained models are asked in as many. ",
     "relearning_forget_subset": "Trained on one half of the forget rows, measured on the other. ",
-    "relearning_retain_only": "Trained on retain rows, measured on the same held-out forget rows. ",
-    "relearning_unrelated": "Trained on rows about something else, measured on the same held-out forget rows. ",
+    "relearning_retain_only": "Trained on retain rows, drawn anew with each seed, measured on the same held-out forget rows. ",
+    "relearning_unrelated": "Trained on rows about something else, drawn likewise, measured on the same held-out forget rows. ",
     "quantization": "All linear weights but the output head are rounded to the nearest of 2^bits - 1 evenly spaced values of each "
     "output. ",
 }
@@ -82,7 +82,7 @@ def _methods(result: Result) -> Section:
     return Section(
         "The methods",
         f"All stop where the mean NLL on {result.settings.budget_rows} retain rows, neither trained on nor reported, has risen by "
-        f"{result.settings.budget:g} nats per token, or after {result.settings.max_steps} steps.",
+        f"{result.settings.budget:g} nats per token, or after {result.settings.most_steps(len(result.forget))} steps.",
         columns=("method", "budget used, nats", "spent", "steps", "part of the edit", "learning rate", "share of weights moved"),
         rows=tuple(rows),
     )

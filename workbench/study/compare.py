@@ -17,7 +17,7 @@ compare:
     wagle: {attribute: wagle, fraction: 0.1}
     random: {attribute: wagle, fraction: 0.1, control: matched_random}
   seeds: [0, 1, 2]
-  rates: [3e-4, 1e-3, 3e-3]          # tried once each for every method in every mask; see `compare_grid`
+  rates: [3e-4, 1e-3, 3e-3]          # tried once each for every method in every mask; see `compare_choice`
   validation: 16                     # forget rows that choose among the rates
   budget: 0.05                       # rise of the mean NLL, nats per token, on `budget_rows` retain rows, at which all stop
   max_steps: 20
@@ -32,7 +32,7 @@ Points are files, so several processes can share the work in one folder: `workbe
 those methods, and shows all that are there.
 
     runs/NAME/measurements.parquet   every number of every run, seeds as rows     runs/NAME/searches.parquet   the trials
-    runs/NAME/tests.parquet          masks compared row by row                    runs/NAME/front.parquet      the Pareto front
+    runs/NAME/tests.parquet          masks compared by seed                       runs/NAME/front.parquet      the Pareto front
     runs/NAME/plane.svg, sheet.json, report.html                                  and see `compare_grid`
 """
 
@@ -48,23 +48,22 @@ from workbench.core.records import Examples
 from workbench.core.runtime import progress
 from workbench.evaluate.suites import check_data
 from workbench.report import page
+from workbench.study.compare_choice import Search
 from workbench.study.compare_grid import (
-    RETRAINED,
-    RETRAINED_B,
-    UNTOUCHED,
     Arm,
     Bench,
-    Search,
     arms,
     as_it_is,
     hold_out,
     rehearse,
+    rehearse_mask,
     search,
 )
-from workbench.study.compare_plan import Line, Settings, cells, named, read_settings
+from workbench.study.compare_plan import RETRAINED, RETRAINED_B, UNTOUCHED, Line, Settings, cells, named, read_settings
 from workbench.study.compare_result import Result, Said, gather, said
 from workbench.study.compare_sheet import sheet
 from workbench.study.compare_tables import front_frame, measured, plane_of, search_frame, test_frame, write
+from workbench.study.compare_tests import tested
 from workbench.study.config import SPLITS
 from workbench.study.folder import begin, state
 from workbench.study.head import Head, listing, read_head
@@ -108,9 +107,12 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     head, settings = plan.head, plan.settings
     folder = Path(out) / head.name
     on = prepare(plan, folder)
-    for line in progress(plan.mine, label="rehearsal", show=show):
-        if any(_there(on, line, mask)[1] is None for mask in line.masks):
-            rehearse(on, line)
+    todo = [(line, mask) for line, mask in cells(plan.mine) if _there(on, line, mask)[1] is None]
+    for line in progress(list({line.method.name: line for line, _ in todo}.values()), label="rehearsal", show=show):
+        rehearse(on, line)
+    masks = {repr(found): found for line, mask in todo if (found := line.masks[mask]) is not None}
+    for found in progress(list(masks.values()), label="rehearsal of masks", show=show):
+        rehearse_mask(on, found)
     begin(folder, head.config(folder, "compare", settings.body(folder)), RESULTS)
     models = {UNTOUCHED: "", RETRAINED: settings.retrained, RETRAINED_B: settings.retrained_b}
     baselines = [as_it_is(on, name, head.load(model) if model else on.model) for name, model in models.items()]
@@ -161,14 +163,14 @@ def collect(on: Bench, baselines: Sequence[Arm], title: str, settings: dict[str,
         found.append((arm, said(arm, tables)))
         frames.append(measured(on.folder.name, arm, tables, gold, second, found[0][1]))  # the first arm is the untouched model
     told, others = gather(found)
-    plans = {line.method.name: line.masks for line in on.settings.lines}
-    result = Result(told, others, searches, plans, failed, missing)
+    result = Result(told, others, searches, on.settings.lines, failed, missing)
+    compared = tested(result.told, result.lines)
     write(on.folder / "measurements.parquet", pd.concat(frames, ignore_index=True))
     write(on.folder / "searches.parquet", search_frame(searches))
-    write(on.folder / "tests.parquet", test_frame(result))
+    write(on.folder / "tests.parquet", test_frame(compared.tests))
     write(on.folder / "front.parquet", front_frame(result))
     plane_of(result, on.folder / "plane.svg")
-    sheet(title, result, on, settings).save(on.folder)
+    sheet(title, result, compared, on, settings).save(on.folder)
     return result
 
 

@@ -1,8 +1,8 @@
 """What a comparison runs: short trials that choose a learning rate, then every method with every seed, each up to one budget.
 
-The trials train on the forget rows without the validation rows. The rate is chosen after which the validation rows' true answers
-have the highest mean NLL, at the budget or at what was reached of it; no retrained model is looked at. The runs that are reported
-train on all forget rows, at the rate that was chosen.
+The trials train on the forget rows without the validation rows. Among the rates that spend the budget in an epoch or more the one
+is chosen after which the validation rows' true answers have the highest mean NLL, see `compare_choice`; no retrained model is
+looked at. The runs that are reported train on all forget rows, at the rate that was chosen.
 
     points/KEY.json                a trial, or a run            deltas/ARM-KEY.safetensors      what a run did to the weights
     tokens/ARM-KEY/SPLIT.parquet   what a run's model said      scores/*.safetensors            weight scores, shared by the arms
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from workbench.core.delta import applied
@@ -26,14 +27,12 @@ from workbench.evaluate import read as read_tables
 from workbench.evaluate.table import TokenTable
 from workbench.load.models import Model
 from workbench.study.arms import find_mask, find_scores
+from workbench.study.compare_choice import Search, choose
 from workbench.study.compare_plan import Line, Settings, plain
 from workbench.study.config import MaskPlan
 from workbench.study.folder import kept, point, state
 from workbench.study.intervene import Parts, row_nll
 from workbench.study.methods import Spent, Training, at_budget
-
-UNTOUCHED, RETRAINED, RETRAINED_B = "untouched", "retrained", "retrained-b"
-BASELINES = (UNTOUCHED, RETRAINED, RETRAINED_B)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,25 +71,31 @@ class Arm:
         """Whether there is no model to measure; `point["note"]` says why."""
         return not self.point["tokens"]
 
+    def delta(self, folder: Path) -> Path | None:
+        """The file of what it did to the weights; None where none was kept."""
+        said = Path(next(iter(self.point["tokens"].values()), "tokens/none/none")).parts[1]
+        found = folder / "deltas" / f"{said}.safetensors"
+        return found if found.exists() else None
+
     def tables(self, folder: Path) -> dict[str, TokenTable]:
         """What the arm's model said, by split."""
         return {split: TokenTable.load(folder / path) for split, path in self.point["tokens"].items()}
-
-
-@dataclass(frozen=True)
-class Search:
-    """The trials of a method in a mask, in the order of their rates, and the rate that was chosen; None if all failed."""
-
-    method: str
-    mask: str
-    trials: tuple[Mapping[str, Any], ...]
-    lr: float | None
 
 
 def hold_out(forget: Examples, validation: int) -> tuple[Examples, Examples]:
     """Forget rows that trials train on, and those they are judged by, cut by a permutation that depends on their number alone."""
     order = permutation(len(forget), 0)
     return forget.take(sorted(order[validation:])), forget.take(sorted(order[:validation]))
+
+
+def rehearse_mask(on: Bench, plan: MaskPlan) -> None:
+    """Refuse a mask that cannot be found: on two rows of each side, its scores kept nowhere.
+
+    Raises: as the attribution, and as cutting a mask from its scores.
+    """
+    rows = {"forget": on.forget.take(range(2)), "retain": on.parts.train.take(range(2))}
+    with TemporaryDirectory() as folder:
+        find_mask(plan, on.model, find_scores(plan, on.model, rows, Path(folder)), seed=0)
 
 
 def rehearse(on: Bench, line: Line) -> None:
@@ -112,14 +117,10 @@ def search(on: Bench, line: Line, mask: str, *, look: bool = False) -> Search | 
     """
     trials = [_trial(on, line, mask, lr, look) for lr in line.rates]
     done = [trial for trial in trials if trial is not None]
-    return Search(line.method.name, mask, tuple(done), choose(done)) if len(done) == len(trials) else None
-
-
-def choose(trials: Sequence[Mapping[str, Any]]) -> float | None:
-    """The rate after which the validation rows have the highest mean NLL; of equal ones the smallest; None if all failed."""
-    found = [trial for trial in trials if trial["validation_nll"] is not None]
-    best = max((trial["validation_nll"] for trial in found), default=None)
-    return min((trial["lr"] for trial in found if trial["validation_nll"] == best), default=None)
+    if len(done) < len(trials):
+        return None
+    epoch = on.settings.training.epoch(len(on.fitting))
+    return Search(line.method.name, mask, tuple(done), choose(done, epoch))
 
 
 def arms(on: Bench, line: Line, mask: str, lr: float | None, *, look: bool = False) -> list[Arm] | None:

@@ -1,13 +1,15 @@
 """One number of an arm that was run with several seeds, with an interval that draws rows and seeds anew."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
 
+from workbench.core.comparison import in_bands
 from workbench.core.errors import DataError
 from workbench.core.ks import ks_distances
-from workbench.core.statistics import LEVEL, RESAMPLES, Estimate
+from workbench.core.statistics import LEVEL, RESAMPLES, Estimate, reflected
 
 Statistic = Callable[..., Float[np.ndarray, "resample"]]
 
@@ -16,8 +18,9 @@ def over_seeds(statistic: Statistic, *samples: Float[np.ndarray, "seed ..."], se
     """Mean over seeds of a statistic of rows.
 
     (1/S) sum_s statistic(rows of seed s). Each resample draws rows, the same ones for all seeds, and as many seeds, with
-    replacement; the interval is the central 95 % of the resampled means. One seed is drawn again each time, so the interval of an
-    arm with one is over rows alone. The same `seed` draws the same rows for every arm.
+    replacement; the interval is the central 95 % of the resampled means, or for a statistic in RANGES the `reflected` one. One seed
+    is drawn again each time, so the interval of an arm with one is over rows alone. The same `seed` draws the same rows for every
+    arm.
 
     Args:
         statistic: maps one array a sample, [resample row ...], to [resample].
@@ -39,7 +42,10 @@ def over_seeds(statistic: Statistic, *samples: Float[np.ndarray, "seed ..."], se
         [statistic(*(array[s][drawn] for array, drawn in zip(arrays, rows, strict=True))) for s in range(seeds)], axis=1
     )
     found = np.take_along_axis(each, chosen, axis=1).mean(axis=1)
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if statistic in RANGES:
+        low, high = reflected(float(value), found, RANGES[statistic])
+    else:
+        low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high), sum(array.shape[1] for array in arrays))
 
 
@@ -54,10 +60,9 @@ def distance(values: Float[np.ndarray, "resample row three"]) -> Float[np.ndarra
 
 
 def distance_in_bands(values: Float[np.ndarray, "resample row three"]) -> Float[np.ndarray, "resample"]:
-    """D(arm, retrained) / D(retrained again, retrained): 1 for the second retrained model, 0 for the first.
+    """D(arm, retrained) / D(retrained again, retrained); see `core.comparison.in_bands`."""
+    return in_bands(values)
 
-    NaN where the two retrained models have the same distribution and infinite where the arm's alone differs; `ks_bands` is the
-    same of one run.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return ks_distances(values[..., :2]) / ks_distances(values[..., 2:0:-1])
+
+RANGES: dict[Statistic, tuple[float, float]] = {distance: (0.0, 1.0), distance_in_bands: (0.0, math.inf)}
+"""Least and greatest value of the statistics whose resamples lean upward; see `core.statistics.reflected`."""

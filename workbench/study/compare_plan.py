@@ -1,7 +1,7 @@
 """What is compared: every method in every mask, the learning rates that are tried, and what all of them share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ EDIT = "edit"
 """What stands in place of a mask where a method is an edit, which chooses its weights itself."""
 OWN = ("masks", "mask", "rates")
 """What a method may say beside the options of `unlearn.run`."""
+UNTOUCHED, RETRAINED, RETRAINED_B = "untouched", "retrained", "retrained-b"
+BASELINES = (UNTOUCHED, RETRAINED, RETRAINED_B)
+"""The models that all others are held against."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def read_settings(body: Mapping[str, Any], path: str | Path) -> Settings:
     known("key of compare", body, [*plain, "unlearn", "edits", "masks", "retrained", "retrained_b"])
     given = {**plain, **{key: value for key, value in body.items() if key in plain}}
     found: dict[str, Any] = {"seeds": listing("compare.seeds", given["seeds"], int), "rates": _rates("compare", given["rates"])}
+    if min(found["seeds"]) < 0:
+        raise StudyError(f"compare.seeds is {list(found['seeds'])}, expected whole numbers of at least 0.")
     found["budget"] = positive("compare.budget", given["budget"])
     least = {"validation": 2, "budget_rows": 2, "report_rows": 2}
     for key in ("validation", "max_steps", "batch_size", "budget_rows", "report_rows", "suite_rows", "generate"):
@@ -115,6 +120,8 @@ def read_lines(raw: Mapping[str, Mapping[str, Any]], rates: tuple[float, ...], p
     ]
     for line in lines:
         check_name(line.method.name, path)
+        if line.method.name in BASELINES:
+            raise StudyError(f"{path}: a method is called {line.method.name!r}, which is a model here; call it something else.")
     return tuple(lines)
 
 
@@ -130,6 +137,31 @@ def named(lines: Sequence[Line], only: Sequence[str]) -> tuple[Line, ...]:
 def cells(lines: Sequence[Line]) -> list[tuple[Line, str]]:
     """Every method with each of its masks."""
     return [(line, mask) for line in lines for mask in line.masks]
+
+
+def without(lines: Sequence[Line], line: Line, mask: str) -> tuple[str, str] | None:
+    """Method and mask NONE to hold a mask against: the same method, or else one with the same options and rates; None if absent."""
+    alike = [other for other in _alike(lines, line) if NONE in other.masks]
+    return None if line.masks[mask] is None or not alike else (alike[0].method.name, NONE)
+
+
+def twin(lines: Sequence[Line], line: Line, mask: str) -> tuple[str, str] | None:
+    """Method and mask that is the matched random choice of a mask, of the same method or one with the same options and rates."""
+    plan = line.masks[mask]
+    if plan is None or plan.control:
+        return None
+    wanted = replace(plan, control="matched_random")
+    found = ((other.method.name, name) for other in _alike(lines, line) for name, one in other.masks.items() if one == wanted)
+    return next(found, None)
+
+
+def _alike(lines: Sequence[Line], line: Line) -> list[Line]:
+    """The line itself, and those of other names that do the same."""
+
+    def does(one: Line) -> Any:
+        return replace(one.method, name=""), one.rates
+
+    return [line, *(other for other in lines if other is not line and line.method.kind == "unlearn" and does(other) == does(line))]
 
 
 def plain(line: Line, mask: str) -> dict[str, Any]:
@@ -153,7 +185,10 @@ def _line(
     chosen = dict(shared)
     if body.get("mask"):
         own = mask_plan(where, mapping(f"{where}.mask", body["mask"]))
-        chosen = {own.attribute: own}
+        name = own.attribute + (f"-{own.control}" if own.control else "")
+        if name in masks:
+            raise StudyError(f"{where}: its own mask is called {name!r}, as one of compare.masks; give that one another name.")
+        chosen = {name: own}
     if "masks" in body:
         wanted = listing(f"{where}.masks", body["masks"], str)
         absent = [name for name in wanted if name not in masks]

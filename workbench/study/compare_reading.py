@@ -1,19 +1,21 @@
 """A comparison in sentences, right whichever way it came out, and what to know before quoting a number of it."""
 
+import math
 from collections.abc import Sequence
 
 from workbench.report.words import listed
-from workbench.study.compare_grid import RETRAINED_B, UNTOUCHED, Bench
-from workbench.study.compare_plan import NONE
-from workbench.study.compare_result import LEVEL, Result, Told, Versus
+from workbench.study.compare_grid import Bench
+from workbench.study.compare_plan import RETRAINED_B, UNTOUCHED
+from workbench.study.compare_result import Result, Told
+from workbench.study.compare_tests import LEVEL, Compared, Versus, by_kind, untwinned
 
 
-def reading(result: Result, on: Bench) -> str:
+def reading(result: Result, compared: Compared, on: Bench) -> str:
     """What was done and what came out, in a few sentences; the rest is in the tables."""
     said = _done(result, on)
     if not result.told:
         return " ".join([*said, "No arm has been run yet."])
-    return " ".join([*said, *_near(result), *_front(result), *_masks(result)])
+    return " ".join([*said, *_near(result), *_front(result), *_masks(compared)])
 
 
 def _done(result: Result, on: Bench) -> list[str]:
@@ -39,13 +41,18 @@ def _value(one: Told) -> str:
 
 def _near(result: Result) -> list[str]:
     """Which arms cannot be told from a retrained model, and which are nearer than the untouched one."""
-    within = [one for one in result.told if one.bands.low <= 1]
+    within = [one for one in result.told if one.bands.high <= 1]
+    unclear = [one for one in result.told if one.bands.low <= 1 < one.bands.high]
+    nowhere = [one.name for one in result.told if math.isnan(one.bands.low)]
     nearer, farther = ([one for one in result.told if (one.nearer.low > 0 if up else one.nearer.high < 0)] for up in (True, False))
     spent = [one for one in result.told if one.reached == len(one.arms)]
     said = [
-        f"Within a band of the retrained model, as far as the interval tells, {_are(within, result.told)}.",
+        f"Within a band of the retrained model, with the whole interval, {_are(within, result.told)}; not to be told from lying "
+        f"within it or beyond {_are(unclear, result.told)}.",
         f"Clearly nearer to it than the untouched model {_are(nearer, result.told)}, clearly farther {_are(farther, result.told)}.",
     ]
+    if nowhere:
+        said.append(f"No distance in bands, for it or its interval has no value: {listed(nowhere)}.")
     if len(spent) < len(result.told):
         said.append(
             f"Not all runs of {len(result.told) - len(spent)} combinations spent the budget; those stand at a smaller cost."
@@ -67,17 +74,19 @@ def _front(result: Result) -> list[str]:
         return []
     names = [name for name, there in zip(result.front.names, result.front.on_front, strict=True) if there]
     sure = [name for name, share in zip(result.front.names, result.front.share, strict=True) if share >= 0.95]
+    cheap = [one.name for one in result.told if one.name in names and one.reached < len(one.arms)]
     tail = f"; in at least 95 % of resamples {listed(sure)}" if sure else "; none of them in 95 % of resamples"
+    if cheap:
+        tail += f". At a smaller cost, for the budget was not spent by all runs: {listed(cheap)}"
     return [f"On the Pareto front of nearness and retain rows kept {'are' if len(names) > 1 else 'is'} {listed(names)}{tail}."]
 
 
-def _masks(result: Result) -> list[str]:
+def _masks(compared: Compared) -> list[str]:
     """Of how many methods a mask beats none and its random twin, after the correction for the number of tests."""
     said = []
-    for mask, against in dict.fromkeys((one.mask, one.against) for one in result.tests):
-        tests = [one for one in result.tests if (one.mask, one.against) == (mask, against)]
+    for (mask, random), tests in by_kind(compared.tests).items():
         more, less = (_clear(tests, sign) for sign in (1, -1))
-        what = "no mask" if against == NONE else f"the mask {against!r}"
+        what = "a random one with as many weights in every tensor" if random else "no mask"
         said.append(
             f"Inside the mask {mask!r} {len(more)} of {len(tests)} methods forgot clearly more than with {what}"
             f"{_who(more)}, {len(less)} clearly less{_who(less)}."
@@ -93,9 +102,9 @@ def _who(names: Sequence[str]) -> str:
     return f" ({listed(names)})" if 0 < len(names) <= 6 else ""
 
 
-def cautions(result: Result, on: Bench) -> tuple[str, ...]:
+def cautions(result: Result, compared: Compared, on: Bench) -> tuple[str, ...]:
     """What a reader must know before quoting a number."""
-    chosen = on.settings
+    chosen, training = on.settings, on.settings.training
     n, seeds = len(on.forget), len(chosen.seeds)
     weights = sum(p.numel() for p in on.model.hf.parameters())
     said = [
@@ -108,22 +117,47 @@ def cautions(result: Result, on: Bench) -> tuple[str, ...]:
         f"Learning rates come from a grid of {len(chosen.rates)} values, tried once with one seed and chosen on "
         f"{len(on.validation)} validation rows by how much these are forgotten; a finer search, or another rule, may choose "
         "others. All other options are the study's, mostly each method's defaults, which were published for larger models.",
+        "Validation rows are of the same authors, or other subjects, as the rows trained on in the trials, and are among the "
+        "reported rows: the choice rewards what spills over between a subject's rows, and is made on part of what is reported.",
         f"Intervals draw rows and the {seeds} seeds anew; with so few seeds they are too narrow. Rows about one author are not "
         "independent.",
         f"D of {n} rows against {n} is a multiple of 1/{n}. Resampling ties values and widens a small D a little, so bands lean "
         "downward.",
-        "Forgetting is read from answers; whether it can be undone by an attack is another question"
-        + (", for which the Deltas are kept." if chosen.deltas else "."),
+        "Forgetting is read from answers; whether it can be undone by an attack is another question" + _kept(result, on),
     ]
+    if compared.tests:
+        said.append(
+            f"Masks are compared over {seeds} seeds, the number of independent repeats: with so few only large and steady "
+            "differences can be told from none."
+        )
+    alone = untwinned(result.lines)
+    if alone:
+        said.append(
+            f"Without a matched random twin: {listed(alone)}. What these masks do beyond moving as few weights is not measured."
+        )
+    n_epoch = training.epoch(n)
+    short = [one for one in result.told if min(one.spent("steps")) < n_epoch]
+    if short:
+        few = listed(f"{one.name} ({one.steps / n_epoch:.2g})" for one in short)
+        said.append(
+            f"Less than one epoch in some run, in mean epochs: {few}. Forget rows that were not met changed by spill-over alone."
+        )
     late = [one for one in result.told if one.reached < len(one.arms)]
     if late:
         said.append(
             f"The budget was not spent by all runs of {listed(f'{one.name} ({one.reached} of {len(one.arms)})' for one in late)}: "
-            f"after {chosen.max_steps} steps, rounded up to whole epochs, or as a whole edit, they cost less. They are not at "
-            "equal cost with the others."
+            f"after {training.epochs(n) * n_epoch} steps, or as a whole edit, they cost less. They are not at equal cost with the "
+            "others."
         )
     if result.failed:
         said.append(f"Without a result: {listed(f'{name} ({why})' for name, why in result.failed)}.")
     if result.missing:
         said.append(f"Not run yet: {listed(result.missing)}.")
     return tuple(said)
+
+
+def _kept(result: Result, on: Bench) -> str:
+    """For how many runs the change of the weights is there to be attacked."""
+    every = [arm for one in result.told for arm in one.arms]
+    there = sum(arm.delta(on.folder) is not None for arm in every)
+    return f", for which the Deltas of {there} of {len(every)} runs are kept." if there else "."

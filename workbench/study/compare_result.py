@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from workbench.core.comparison import Front, Paired, paired, pareto
-from workbench.core.discovery import benjamini_hochberg
+from workbench.core.comparison import Front, pareto
 from workbench.core.errors import InputError
 from workbench.core.ks import ks_distances
 from workbench.core.statistics import Estimate
@@ -18,13 +17,12 @@ from workbench.evaluate import TokenTable
 from workbench.evaluate.model_utility import UTILITY_SPLITS, components, harmonic_mean
 from workbench.evaluate.rouge_l_recall import rouge_l_recall
 from workbench.evaluate.truth_ratio import log_ratio
-from workbench.study.compare_grid import RETRAINED, RETRAINED_B, UNTOUCHED, Arm, Search
+from workbench.study.compare_choice import Search
+from workbench.study.compare_grid import Arm
 from workbench.study.compare_numbers import distance, distance_in_bands, mean, over_seeds
-from workbench.study.compare_plan import NONE
-from workbench.study.config import MaskPlan
+from workbench.study.compare_plan import RETRAINED, RETRAINED_B, UNTOUCHED, Line
 
 AGGREGATE = "geometric"
-LEVEL = 0.05
 
 
 class Said(NamedTuple):
@@ -142,31 +140,24 @@ class Told:
         return [math.nan if arm.point.get(what) is None else float(arm.point[what]) for arm in self.arms]
 
     @property
+    def steps(self) -> float:
+        """Mean steps of training; NaN of what is not trained."""
+        return float(np.mean(self.spent("steps")))
+
+    @property
     def reached(self) -> int:
         """How many of the runs spent the budget."""
         return sum(bool(arm.point.get("reached")) for arm in self.arms)
 
-
-class Versus(NamedTuple):
-    """Two masks of one method compared row by row.
-
-    forget: of the NLL of forget rows, in nats per token; above 0 the first forgot more.
-    gap: of |ln R - ln R of the retrained model|; below 0 the first is nearer to it.   adjusted_*: the p-values after Benjamini and
-    Hochberg's procedure over all tests of the comparison.
-    """
-
-    method: str
-    mask: str
-    against: str
-    forget: Paired
-    gap: Paired
-    adjusted_forget: float
-    adjusted_gap: float
+    @property
+    def budget_spent(self) -> str:
+        """By how many of the runs, such as "2 of 3"."""
+        return f"{self.reached} of {len(self.arms)}"
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A whole comparison. baselines: by name.   told: methods in masks, in the study's order.   plans: of the masks of each method.
+    """A whole comparison. baselines: by name.   told: methods in masks, in the study's order.   lines: of the study.
 
     failed: arms whose loss was not finite, with what was said.   missing: arms that have not been run yet.
     """
@@ -174,53 +165,29 @@ class Result:
     baselines: Mapping[str, Told]
     told: Sequence[Told]
     searches: Sequence[Search]
-    plans: Mapping[str, Mapping[str, MaskPlan | None]]
+    lines: Sequence[Line]
     failed: Sequence[tuple[str, str]] = ()
     missing: Sequence[str] = ()
-
-    @cached_property
-    def tests(self) -> list[Versus]:
-        """Every mask of a method against no mask, and against its matched random one where there is one."""
-        by_key = {(one.method, one.mask): one for one in self.told}
-        pairs = [
-            (by_key[one.method, one.mask], by_key[one.method, other])
-            for one in self.told
-            for other in _against(self.plans.get(one.method, {}), one.mask)
-            if (one.method, other) in by_key
-        ]
-        pairs = [(a, b) for a, b in pairs if [x.seed for x in a.arms] == [x.seed for x in b.arms]]
-        forget = [_paired(a.rows("nll"), b.rows("nll")) for a, b in pairs]
-        gap = [_paired(_gap(a), _gap(b)) for a, b in pairs]
-        if not pairs:
-            return []
-        adjusted = benjamini_hochberg(np.array([one.p for one in (*forget, *gap)]), level=LEVEL).adjusted.reshape(2, len(pairs))
-        return [
-            Versus(a.method, a.mask, b.mask, f, g, float(p), float(q))
-            for (a, b), f, g, p, q in zip(pairs, forget, gap, *adjusted, strict=True)
-        ]
 
     @cached_property
     def front(self) -> Front | None:
         """Which arms no other one beats both in nearness to the retrained model and in retain rows kept; None without arms.
 
-        Forget: D to the retrained model in bands, the mean over seeds.   Retain: minus the rise of the NLL of the reported rows.
+        Forget: D to the retrained model in bands, the mean over an arm's seeds.   Retain: minus the rise of the NLL of the reported
+        rows, the same mean. Arms that did not spend the budget are among them, at their smaller cost.
         Resamples draw rows, not seeds.
         """
-        if not self.told or not math.isfinite(self.told[0].bands.value):
+        if not self.told or not all(math.isfinite(one.bands.value) for one in self.told):
             return None
         most = max(len(one.said) for one in self.told)
         forget, retain = [], []
         for one in self.told:
-            every = [one.said[i % len(one.said)] for i in range(most)]  # an edit has one run; its mean is the same
-            forget.append(np.stack([*(e.log_ratio for e in every), one.gold.log_ratio, one.second.log_ratio], axis=1))
-            retain.append(np.stack([one.start.retain_nll - e.retain_nll for e in every], axis=1))
-        return pareto(
-            np.stack(forget),
-            np.stack(retain),
-            names=[one.name for one in self.told],
-            forget_statistic=_mean_bands,
-            retain_statistic=lambda x: x.mean(axis=(1, 2)),
-        )
+            rows, n = one.rows("log_ratio"), len(one.said)
+            blank = np.zeros((most - n, rows.shape[1]))  # an arm of fewer runs, such as an edit; never read
+            last = np.stack([one.gold.log_ratio, one.second.log_ratio, np.full(rows.shape[1], n)])
+            forget.append(np.concatenate([rows, blank, last]).T)
+            retain.append((one.start.retain_nll - one.rows("retain_nll")).mean(axis=0))
+        return pareto(np.stack(forget), np.stack(retain), names=[one.name for one in self.told], forget_statistic=_mean_bands)
 
     @property
     def band(self) -> Estimate:
@@ -248,25 +215,7 @@ def gather(arms: Sequence[tuple[Arm, Said]]) -> tuple[dict[str, Told], list[Told
     return {one.method: one for one in told if not one.mask}, [one for one in told if one.mask]
 
 
-def _against(plans: Mapping[str, MaskPlan | None], mask: str) -> list[str]:
-    """What a mask is compared with: none, and the matched random choice of the same mask."""
-    plan = plans.get(mask)
-    if plan is None:
-        return []
-    twins = [name for name, other in plans.items() if not plan.control and other == replace(plan, control="matched_random")]
-    return [*([NONE] if NONE in plans else []), *twins]
-
-
-def _gap(one: Told) -> Float[np.ndarray, "seed row"]:
-    return np.abs(one.rows("log_ratio") - one.gold.log_ratio)
-
-
-def _paired(a: Float[np.ndarray, "seed row"], b: Float[np.ndarray, "seed row"]) -> Paired:
-    """Row by row and seed by seed; a row's seeds are drawn and flipped together, for they are not independent."""
-    return paired(a.ravel(), b.ravel(), groups=np.tile(np.arange(a.shape[1]), a.shape[0]).tolist())
-
-
 def _mean_bands(drawn: Float[np.ndarray, "resample row part"]) -> Float[np.ndarray, "resample"]:
-    """Mean over seeds of the distance in bands; the last two parts are the retrained models'."""
-    seeds = range(drawn.shape[2] - 2)
-    return np.mean([distance_in_bands(drawn[..., [s, -2, -1]]) for s in seeds], axis=0)
+    """Mean over an arm's seeds of the distance in bands; the last three parts are the retrained models' and how many seeds."""
+    seeds = range(int(drawn[0, 0, -1]))
+    return np.mean([distance_in_bands(drawn[..., [s, -3, -2]]) for s in seeds], axis=0)

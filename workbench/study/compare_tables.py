@@ -13,9 +13,11 @@ from workbench.core.store import new_file
 from workbench.evaluate import TokenTable, tofu
 from workbench.evaluate.forget_quality import forget_quality, ks_distance
 from workbench.report.plane import plane
-from workbench.study.compare_grid import RETRAINED, RETRAINED_B, UNTOUCHED, Arm, Search
-from workbench.study.compare_plan import EDIT, NONE
+from workbench.study.compare_choice import Search
+from workbench.study.compare_grid import Arm
+from workbench.study.compare_plan import EDIT, NONE, RETRAINED, RETRAINED_B, UNTOUCHED
 from workbench.study.compare_result import AGGREGATE, Result, Said
+from workbench.study.compare_tests import Versus
 
 FIRST = ("run", "arm", "method", "mask", "seed", "metric", "split", "value", "low", "high", "n", "unit", "seconds")
 SPENT = {
@@ -72,10 +74,10 @@ def search_frame(searches: Sequence[Search]) -> pd.DataFrame:
     )
 
 
-def test_frame(result: Result) -> pd.DataFrame:
-    """Every comparison of two masks, a line for each of what is compared."""
+def test_frame(tests: Sequence[Versus]) -> pd.DataFrame:
+    """Every comparison of two masks, a line for each of what is compared; n: seeds."""
     lines = []
-    for one in result.tests:
+    for one in tests:
         for what, found, adjusted in (("forget_nll", one.forget, one.adjusted_forget), ("gap", one.gap, one.adjusted_gap)):
             lines.append(
                 {
@@ -83,11 +85,9 @@ def test_frame(result: Result) -> pd.DataFrame:
                     "mask": one.mask,
                     "against": one.against,
                     "what": what,
-                    **dict(zip(("difference", "low", "high"), found.difference, strict=False)),
+                    **dict(zip(("difference", "low", "high", "n"), found.difference, strict=True)),
                     "p": found.p,
                     "p_adjusted": adjusted,
-                    "win_rate": found.win_rate.value,
-                    "n": found.n,
                 }
             )
     return pd.DataFrame(lines)
@@ -106,19 +106,22 @@ def front_frame(result: Result) -> pd.DataFrame:
             "on_front": front.on_front,
             "share_on_front": front.share,
             "dominated_by": [list(names) for names in front.dominated_by],
+            "budget_spent_by": [one.reached for one in result.told],
+            "runs": [len(one.arms) for one in result.told],
         }
     )
 
 
 def plane_of(result: Result, path: Path) -> None:
-    """The methods without a mask and the edits, the retrained models and the untouched one, in the forget-utility plane."""
-    drawn = [*result.baselines.values(), *(one for one in result.told if one.mask in (NONE, EDIT))]
+    """Methods without a mask or in one of their own, edits, retrained models and the untouched one, in the forget-utility plane."""
+    masked = {line.method.name for line in result.lines if line.rates and NONE not in line.masks}
+    drawn = [*result.baselines.values(), *(one for one in result.told if one.mask in (NONE, EDIT) or one.method in masked)]
     lines = []
     for one in drawn:
         x, y = one.distance, one.utility
         ends = {"x": x.value, "x_low": x.low, "x_high": x.high, "y": y.value, "y_low": y.low, "y_high": y.high}
         mark = MARKS.get(one.method, "edit" if one.mask == EDIT else "unlearn")
-        lines.append({"title": one.method, "mark": mark, **ends})
+        lines.append({"title": one.name if one.method in masked else one.method, "mark": mark, **ends})
     gold, second = (result.baselines[name].utility.value for name in (RETRAINED, RETRAINED_B))
     picture = plane(
         pd.DataFrame(lines),

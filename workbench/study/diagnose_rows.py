@@ -14,7 +14,7 @@ from workbench.core.numerics import wide
 from workbench.core.records import Examples, Provenance
 from workbench.load.batches import encode_all
 from workbench.load.models import Model
-from workbench.unlearn.pairs import answer_logprob_rows
+from workbench.unlearn.cache import answer_logprob_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@
     reference: ../models/retrained     # optional: a model that never saw the forget rows
 
 and, also optional, delta (a file of a Delta that is applied while the model is measured), device, dtype, seed, and every option of
-the suite.
+the suite. A ConceptVectors file whose name does not say which model it is about has that under `about`, such as llama2-7b.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,11 @@ from workbench.core.delta import Delta, applied
 from workbench.core.errors import StudyError, unknown
 from workbench.core.measurements import Measurements
 from workbench.core.registry import Member
+from workbench.core.store import existing
 from workbench.evaluate.suites import RUNS, SPLITS, suite
 from workbench.evaluate.suites.muse import QUESTIONS, TEXTS
 from workbench.evaluate.suites.tofu import HOLDOUT
-from workbench.load.concepts import Concept, concepts, own_concept
+from workbench.load.concepts import MODELS, Concept, concepts, model_of, own_concept
 from workbench.load.datasets import examples
 from workbench.load.models import Model, check_source, load
 from workbench.load.multiple_choice import questions
@@ -39,7 +40,7 @@ ASKED = {
     "lm_eval": {"tasks": "a list of the harness' tasks"},
 }
 """The key that a file of each suite must have beside model, and what it holds."""
-MORE = {"tofu": ("retain_rows",), "muse": ("questions", "shots")}
+MORE = {"tofu": ("retain_rows",), "muse": ("questions", "shots"), "conceptvectors": ("about",)}
 """Further keys that are no options of the suite's function."""
 RETAIN_ROWS = 400
 PATHS = ("model", "delta", "reference", "include_path", "data", "questions", "concepts")
@@ -65,7 +66,8 @@ def read_keys(path: str | Path) -> dict[str, Any]:
 
     Raises: StudyError or InputError for a file that cannot be read.
     """
-    return {key: _resolved(value, Path(path).parent) if key in PATHS else value for key, value in read_file(path).items()}
+    found = read_file(path, keys="model, what the suite asks (data, questions, concepts or tasks), and more")
+    return {key: _resolved(value, Path(path).parent) if key in PATHS else value for key, value in found.items()}
 
 
 def plan(name: str, keys: Mapping[str, Any], *, where: str) -> Plan:
@@ -97,13 +99,13 @@ def evaluate(one: Plan, *, show: bool = False) -> Measurements:
 
     Raises: as the suite; MismatchError for a Delta of another model.
     """
-    data: Any = None if one.suite == "conceptvectors" else READERS[one.suite](one)
+    data: Any = READERS[one.suite](one)
     model = load(one.model, device=one.device, dtype=one.dtype)
     untouched = one.model if one.suite == "conceptvectors" and one.delta else ""
     gold = one.reference or untouched
     reference = load(gold, device=one.device, dtype=one.dtype) if gold else None
     if data is None:
-        data = _concepts(reference or model, one.asked["concepts"])
+        data = _own_concepts(reference or model, one.asked["concepts"])
     options = dict(one.options)
     if "shots" in one.asked:
         n = count("shots", one.asked["shots"])
@@ -154,14 +156,24 @@ def _muse(one: Plan) -> dict[str, Any]:
     return {split: passages(at) if split in TEXTS else examples(at, root=root) for split, at in source.items()}
 
 
-def _concepts(untouched: Model, asked: Any) -> list[Concept]:
-    """Concepts from a file of ConceptVectors, or one of the model's own."""
-    if not isinstance(asked, Mapping):
-        return list(concepts(str(asked)))
-    known("key of concepts", asked, ["name", "places", "qa", "unrelated_qa"])
-    absent = [key for key in ("name", "places", "qa", "unrelated_qa") if not asked.get(key)]
-    if absent:
-        raise StudyError(f"concepts: there is no {', '.join(absent)}; a concept of your own has name, places, qa and unrelated_qa.")
+def _concepts(one: Plan) -> list[Concept] | None:
+    """Concepts from a file of ConceptVectors; None for one of the model's own, which is made once the model is there."""
+    asked, about = one.asked["concepts"], one.asked.get("about")
+    if isinstance(asked, Mapping):
+        known("key of concepts", asked, ["name", "places", "qa", "unrelated_qa"])
+        absent = [key for key in ("name", "places", "qa", "unrelated_qa") if not asked.get(key)]
+        if absent:
+            raise StudyError(
+                f"concepts: there is no {', '.join(absent)}; a concept of your own has name, places, qa and unrelated_qa."
+            )
+        return None
+    if about is None and model_of(existing(str(asked))) is None:
+        raise StudyError(f"{asked}: the name does not say which model it is about; say so with about, one of {', '.join(MODELS)}.")
+    return list(concepts(str(asked), model=None if about is None else str(about)))
+
+
+def _own_concepts(untouched: Model, asked: Mapping[str, Any]) -> list[Concept]:
+    """A concept of the model's own."""
     places = [Place(*place) for place in asked["places"]]
     rows = (examples(str(asked[key])) for key in ("qa", "unrelated_qa"))
     return [own_concept(untouched, str(asked["name"]), places, *rows)]
@@ -172,5 +184,6 @@ READERS = {
     "muse": _muse,
     "multiple_choice": lambda one: questions(str(one.asked["questions"])),
     "lm_eval": lambda one: list(listing("tasks", one.asked["tasks"], str)),
+    "conceptvectors": _concepts,
 }
-"""What reads the data of a suite; concepts are read once the model is there."""
+"""What reads the data of a suite; None where that takes the model."""

@@ -50,9 +50,12 @@ def parse_options(given: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def read_file(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def read_file(
+    path: str | Path, overrides: Iterable[str] = (), *, keys: str = "name, model, data, and arms or judge"
+) -> dict[str, Any]:
     """The mapping in a study file, with overrides such as "arms.npo.unlearn.lr=1e-3" put in.
 
+    Args: keys: what such a file holds, named in messages.
     Raises: StudyError for a file that is no mapping, or an override below something that is none; InputError for a missing file.
     """
     try:
@@ -60,7 +63,7 @@ def read_file(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
     except yaml.YAMLError as error:
         raise StudyError(f"{path}: not valid YAML: {_problem(error)}.") from error
     if not isinstance(raw, dict):
-        raise StudyError(f"{path}: expected a mapping with name, model, data, and arms or judge.")
+        raise StudyError(f"{path}: expected a mapping with {keys}.")
     for key, value in parse_options(overrides).items():
         _override(raw, key.split("."), value)
     return raw

@@ -7,7 +7,7 @@ The cost is the rise of the mean NLL, in nats per token, on retain rows that are
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,11 @@ from workbench.core.mask import Mask
 from workbench.core.records import Examples
 from workbench.core.registry import Member, edit
 from workbench.core.registry import objective as objectives
-from workbench.load.batches import encode_all
+from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model
 from workbench.study.file import known, mapping
 from workbench.train.check import PRECISION, largest_within
+from workbench.unlearn.budget import check_budget, nll_or_infinite
 from workbench.unlearn.pairs import set_nll
 from workbench.unlearn.run import run
 
@@ -32,7 +33,8 @@ FIXED = ("mask", "seed", "show", "epochs", "lr", "schedule", "retain_budget", "b
 class Method:
     """One line of a comparison, checked. kind: "unlearn" or "edit".
 
-    called: the registered objective or edit.   options: of `unlearn.run` (without FIXED), or of the edit.
+    called: the registered objective or edit.   options: of `unlearn.run` (without FIXED, and without effect on what is called), or
+    of the edit.
     """
 
     name: str
@@ -49,11 +51,20 @@ class Training:
     max_steps: int = 40
     batch_size: int = 8
 
+    def epoch(self, rows: int) -> int:
+        """Steps in which each of so many forget rows is met once."""
+        return math.ceil(rows / self.batch_size)
+
+    def epochs(self, rows: int) -> int:
+        """The most epochs of a run on so many forget rows; its most steps are `epochs` times `epoch`."""
+        return math.ceil(self.max_steps / self.epoch(rows))
+
 
 @dataclass(frozen=True, eq=False)
 class Spent:
     """What a method came to. used: of the budget, in nats per token.   reached: whether the budget was spent, or crossed and gone
-    back from.   steps: of training, the part of the last one included; None for an edit.   part: share of the edit that was taken.
+    back from.   steps: of training, the part of the last one included; None for an edit.   part: share that was taken of an edit,
+    or of a change that is negated as a whole, as by task_vector; else None.
     """
 
     delta: Delta
@@ -113,23 +124,24 @@ def at_budget(
         mask: where an objective may write; an edit chooses for itself, so it takes none.
         lr: at a constant rate, for all weights; inside a mask with a share s of them lr / sqrt(s), so that steps of AdamW have
             about one norm.
-    Raises: StudyError for a mask with an edit; as `unlearn.run` or the edit.
+    Raises: StudyError for a mask with an edit; DataError if the budget rows are also in `forget` or `train`; as `unlearn.run` or
+        the edit.
     """
+    check_budget(forget, train, training.budget, budget_rows, 1)
     rows = encode_all(model, budget_rows)
     start = set_nll(model, rows)
     if method.kind == "edit":
         if mask is not None:
             raise StudyError(f"{method.name}: an edit chooses its weights itself, so it takes no mask.")
-        return _edited(
-            model, edit[method.called].function(model, forget, train, **method.options), rows_nll(model, rows), start, training
-        )
+        whole = edit[method.called].function(model, forget, train, **method.options)
+        return _edited(model, whole, rows, start, training.budget)
     share = 1.0 if mask is None else mask.count / sum(p.numel() for p in model.hf.parameters())
     found = run(
         model,
         forget,
         train,
         mask=mask,
-        epochs=math.ceil(training.max_steps / math.ceil(len(forget) / training.batch_size)),
+        epochs=training.epochs(len(forget)),
         batch_size=training.batch_size,
         lr=lr / math.sqrt(share),
         schedule="constant",
@@ -137,29 +149,26 @@ def at_budget(
         budget_rows=budget_rows,
         budget_every=1,
         seed=seed,
-        **method.options,
+        **{**method.options, "objective": method.called},
     )
     with applied(model, found.delta):
         used = set_nll(model, rows) - start
-    steps = found.audit.steps - (1 - found.audit.part)
-    return Spent(found.delta, used, bool(found.audit.stopped), found.moved, steps=steps)
+    reached, audit = bool(found.audit.stopped), found.audit
+    if objectives[method.called].about["procedure"] == "negated":  # all steps are taken, and then a part of what they came to
+        return Spent(found.delta, used, reached, found.moved, steps=float(audit.steps), part=audit.part)
+    return Spent(found.delta, used, reached, found.moved, steps=audit.steps - (1 - audit.part))
 
 
-def rows_nll(model: Model, rows: Any) -> Callable[[], float]:
-    """The present mean NLL of rows, as a measurement."""
-    return lambda: set_nll(model, rows)
-
-
-def _edited(model: Model, whole: Delta, measure: Callable[[], float], start: float, training: Training) -> Spent:
+def _edited(model: Model, whole: Delta, rows: Sequence[Encoded], start: float, budget: float) -> Spent:
     """As much of an edit as the budget allows."""
 
     def rise(part: float) -> float:
         with applied(model, whole.scaled(part)):
-            return measure() - start
+            return nll_or_infinite(model, rows) - start
 
     used = rise(1.0)
-    if used <= training.budget:
+    if used <= budget:
         return Spent(whole, used, False, whole.moved(model), part=1.0)
-    found = largest_within(rise, training.budget, start=0.0, tolerance=PRECISION * training.budget)
+    found = largest_within(rise, budget, start=0.0, tolerance=PRECISION * budget)
     delta = whole.scaled(found.part)
     return Spent(delta, found.value, True, delta.moved(model), part=found.part)

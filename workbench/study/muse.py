@@ -118,7 +118,7 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Plan:
         _record("fine_tuning", FineTuning, given),
         listing("muse.seeds", given.get("seeds", [0]), int),
         _training(given),
-        growing=tuple(share("muse.growing", one) for one in given.get("growing", Settings.growing)),
+        growing=_shares(given.get("growing", Settings.growing)),
         requested=requested,
         **wholes,
     )
@@ -133,15 +133,10 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     plan = read(study, overrides)
     head, settings = plan.head, plan.settings
     folder = Path(out) / head.name
-    on, rest = _bench(plan, folder, show=show)
+    on, rest, sets = _bench(plan, folder, show=show)
     arms = [as_it_is(on, on.target, "fine-tuned"), *(as_it_is(on, model, model.name) for model in rest)]
     for one, seed in progress([(m, s) for m in settings.methods for s in settings.seeds], label="methods", show=show):
         arms.append(method_arm(on, one, seed))
-    asked = on.documents.mixed()
-    sets: dict[Kind, list[Examples]] = {
-        "growing": portions(asked, settings.growing),
-        "in sequence": folds(asked, settings.folds),
-    }
     every: list[tuple[Planned, Kind, int]] = [
         (one, kind, seed)
         for one in settings.methods
@@ -156,13 +151,15 @@ def run(study: str | Path, *, out: str | Path = "runs", overrides: Iterable[str]
     return folder
 
 
-def _bench(plan: Plan, folder: Path, *, show: bool) -> tuple[Bench, list[Model]]:
-    """What all measurements share, and the retrained models; everything is checked before the folder is made."""
+def _bench(plan: Plan, folder: Path, *, show: bool) -> tuple[Bench, list[Model], dict[Kind, list[Examples]]]:
+    """What all measurements share, the retrained models, and the requests; everything is checked before the folder is made."""
     head, settings = plan.head, plan.settings
     base = plain(head.load(), "fine-tuned")
     rows = {split: passages(head.data[split]) if split in TEXTS else head.rows(split) for split in (*TEXTS, *QUESTIONS)}
     docs = documents(base, rows, settings.sizes)
     parts = split_retain(docs.forget, docs.retain, budget_rows=settings.budget_rows, report_rows=settings.report_rows)
+    mixed = docs.mixed()
+    sets: dict[Kind, list[Examples]] = {"growing": portions(mixed, settings.growing), "in sequence": folds(mixed, settings.folds)}
     begin(folder, head.config(folder, "muse", _plain(plan, folder)), RESULTS)
     how = settings.fine_tuning
     gold = [
@@ -173,15 +170,23 @@ def _bench(plan: Plan, folder: Path, *, show: bool) -> tuple[Bench, list[Model]]
     ]
     target = learned(folder, "fine-tuned", base, docs.all, how, seed=0, show=show)
     reference = privacy(gold[0], docs, settings.sizes)
-    return Bench(folder, target, docs, parts, reference, settings.sizes, settings.training), gold
+    return Bench(folder, target, docs, parts, reference, settings.sizes, settings.training), gold, sets
 
 
 def _methods(given: Mapping[str, Any]) -> tuple[Planned, ...]:
     """The methods, each with its rate."""
-    trained = {str(name): dict(mapping(f"muse.unlearn.{name}", body or {})) for name, body in (given.get("unlearn") or {}).items()}
+    bodies = mapping("muse.unlearn", given.get("unlearn") or {})
+    trained = {str(name): dict(mapping(f"muse.unlearn.{name}", body or {})) for name, body in bodies.items()}
     rates = {name: positive(f"muse.unlearn.{name}: lr", body.pop("lr", LR)) for name, body in trained.items()}
     found = read_methods("muse", trained, given.get("edits") or {})
     return tuple(Planned(one, rates.get(one.name, LR)) for one in found)
+
+
+def _shares(value: Any) -> tuple[float, ...]:
+    """`muse.growing` as shares; StudyError unless it is a list of them, none twice."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    shares = tuple(share("muse.growing", one) for one in listed)
+    return listing("muse.growing", shares if listed is value else value, float)
 
 
 def _training(given: Mapping[str, Any]) -> Training:

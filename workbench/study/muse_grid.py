@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.core.delta import applied
+from workbench.core.errors import StudyError
 from workbench.core.measurements import Measurement, Measurements
 from workbench.core.records import Examples
 from workbench.evaluate.suites.muse import muse, read_muse, read_privacy
@@ -123,17 +124,31 @@ def requests(on: Bench, one: Planned, kind: Kind, sets: Sequence[Examples], seed
     about += [on.documents.retain.fingerprint(), len(on.parts.budget), len(on.parts.report)]
     about += [asdict(one.method), one.lr, asdict(on.training), seed]
     frame = pd.DataFrame(kept(on.folder, about, make)["rows"])
-    numbers = [column for column in frame if column not in ("set", "method", "reached")]
+    numbers = [column for column in frame if column not in ("set", "method", "reached", "note")]
     return frame.astype(dict.fromkeys(numbers, "float64")).assign(kind=kind)
 
 
 def portions(rows: Examples, shares: Sequence[float]) -> list[Examples]:
-    """The first rows, as many as each share says, ascending; at least one."""
-    return [Examples(rows[: max(1, round(share * len(rows)))], f"{share:g} of the documents") for share in sorted(shares)]
+    """The first rows, as many as each share says, ascending; at least one.
+
+    Raises: StudyError if two shares are as many rows.
+    """
+    sizes = {share: max(1, round(share * len(rows))) for share in sorted(shares)}
+    if len(set(sizes.values())) < len(shares):
+        raise StudyError(
+            f"muse.growing is {list(shares)}, which of {len(rows)} documents are {list(sizes.values())}; expected each to be "
+            "more than the one before it."
+        )
+    return [Examples(rows[:size], f"{share:g} of the documents") for share, size in sizes.items()]
 
 
 def folds(rows: Examples, count: int) -> list[Examples]:
-    """All rows in `count` sets of about one size."""
+    """All rows in `count` sets of about one size.
+
+    Raises: StudyError if there are fewer rows than sets.
+    """
+    if count > len(rows):
+        raise StudyError(f"muse.folds is {count}, but there are {len(rows)} documents to forget; expected at most as many folds.")
     cuts = np.array_split(np.arange(len(rows)), count)
     return [Examples(rows.take(cut.tolist()), f"fold {i}") for i, cut in enumerate(cuts, 1)]
 
@@ -176,7 +191,8 @@ def _about(on: Bench) -> list[Any]:
         reference,
         on.documents.forget.fingerprint(),
         on.documents.retain.fingerprint(),
-        len(on.parts.budget),
+        on.parts.train.fingerprint(),
+        on.parts.budget.fingerprint(),
     ]
 
 

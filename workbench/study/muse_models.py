@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.delta import Delta, apply
+from workbench.core.errors import StudyError
 from workbench.core.records import Example, Examples, Provenance
 from workbench.core.store import text_sha256
 from workbench.load.batches import encode_all
@@ -24,7 +25,9 @@ class Sizes:
     """How much of the data is used, the first rows of each split.
 
     passages: of each text split.   questions: of each question split, as documents; `asked` of them are put to the models.
-    max_tokens: of a passage.   prompt_tokens, new_tokens, answer_tokens: see `evaluate.suites.muse`.
+    max_tokens: of a passage; its beginning and continuation, prompt_tokens and new_tokens, must lie in what is learned.
+    prompt_tokens, new_tokens, answer_tokens: see `evaluate.suites.muse`.
+    Raises: StudyError if they do not, or more questions are put than are learned.
     """
 
     passages: int = 40
@@ -34,6 +37,17 @@ class Sizes:
     prompt_tokens: int = 32
     new_tokens: int = 64
     answer_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens + self.new_tokens > self.max_tokens:
+            raise StudyError(
+                f"muse.sizes: prompt_tokens {self.prompt_tokens} and new_tokens {self.new_tokens} are more than max_tokens "
+                f"{self.max_tokens}: a continuation that was never learned cannot be forgotten. Lower one, or raise max_tokens."
+            )
+        if self.asked > self.questions:
+            raise StudyError(
+                f"muse.sizes: asked is {self.asked}, but only {self.questions} questions are learned; expected at most as many."
+            )
 
 
 @dataclass(frozen=True)
@@ -66,14 +80,15 @@ class Documents:
 
 
 def documents(model: Model, data: Mapping[str, Any], sizes: Sizes) -> Documents:
-    """What is learned and what is asked; documents have the ids "text:ID" and "qa:ID".
+    """What is learned and what is asked; documents have the ids "text:SIDE:ID" and "qa:SIDE:ID".
 
     Args: data: forget_text, retain_text, holdout_text, forget_qa, retain_qa.
     """
     made = {}
     for side in ("forget", "retain"):
         text, solved = data[f"{side}_text"][: sizes.passages], data[f"{side}_qa"][: sizes.questions]
-        rows = [*_named("text", whole(model, text, max_tokens=sizes.max_tokens)), *_named("qa", asked(solved))]
+        texts = whole(model, text, max_tokens=sizes.max_tokens)
+        rows = [*_named(f"text:{side}", texts), *_named(f"qa:{side}", asked(solved))]
         made[side] = Examples(rows, side)
     measured = {split: rows[: sizes.passages if split.endswith("_text") else sizes.asked] for split, rows in data.items()}
     return Documents(made["forget"], made["retain"], measured)
@@ -113,4 +128,5 @@ def plain(model: Model, name: str) -> Model:
 
 
 def _named(kind: str, rows: Examples) -> list[Example]:
+    """Rows under ids that no other kind and side has: files without ids all count from 0."""
     return [replace(row, id=f"{kind}:{row.id}") for row in rows]

@@ -112,17 +112,43 @@ class Watch:
         beyond = _copy(self.made)
 
         def measure(part: float) -> float:
-            _restore(self.made, [torch.lerp(a, b, part) for a, b in zip(before, beyond, strict=True)])
+            _restore(self.made, _between(before, beyond, part))
             return check.measure()
 
         values = [row[check.name] for row in self.history if check.name in row]
         tolerance = PRECISION * (check.limit - values[0])
         found = largest_within(measure, check.limit, start=values[-2], tolerance=tolerance)
-        _restore(self.made, [torch.lerp(a, b, found.part) for a, b in zip(before, beyond, strict=True)])
+        _restore(self.made, _between(before, beyond, found.part))
         self.history.append({**self.history[-1], check.name: found.value, "part": found.part})
         self.part = found.part
         self.stopped += f", and {found.part:.4f} of the way from there, where {check.name} is {found.value:.4f}"
         return None
+
+
+class LastUpdate:
+    """The masters as they were before the last update: one that breaks a model is seen only in the loss of the next step.
+
+    It holds one more copy of all that may move, made anew, in place, before each update.
+    """
+
+    def __init__(self, made: list[Master]) -> None:
+        self.made = made
+        self.kept = _copy(made)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember the present state."""
+        for kept, m in zip(self.kept, self.made, strict=True):
+            kept.copy_(m.master)
+
+    def undo(self) -> None:
+        """Go back to the state remembered."""
+        _restore(self.made, self.kept)
+
+
+def _between(before: list[Tensor], beyond: list[Tensor], part: float) -> list[Tensor]:
+    """A part of the way; at 0 where it began, also if its end is infinite."""
+    return [torch.lerp(a, b, part) for a, b in zip(before, beyond, strict=True)] if part else before
 
 
 def _copy(made: list[Master]) -> list[Tensor]:

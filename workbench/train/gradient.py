@@ -125,6 +125,6 @@ def _alone(losses: Losses, rows: Sequence[int], turn: Turn) -> list[int]:
 
 
 def _not_finite(task: Task, rows: Sequence[int], turn: Turn) -> NumericsError:
-    named = [repr(name) for name in task.names(rows)] if isinstance(task, Named) else [f"example {row}" for row in rows]
+    named = [repr(name) for name in task.names(rows, turn.epoch)] if isinstance(task, Named) else [f"example {row}" for row in rows]
     listed = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")
     return NumericsError(f"train: the loss at step {turn.step} is NaN or infinite for {listed}; try a lower lr or dtype='float32'.")

@@ -14,13 +14,14 @@ import time
 
 import torch
 
+from workbench.core.delta import Delta
 from workbench.core.errors import DataError, InputError, NumericsError, TrainingStopped
 from workbench.core.mask import Mask
 from workbench.core.numerics import isolated_rng
 from workbench.core.records import Provenance
 from workbench.core.runtime import progress
 from workbench.load.models import Model
-from workbench.train.check import Check, Watch
+from workbench.train.check import Check, LastUpdate, Watch
 from workbench.train.gradient import check_gradient, step_gradient
 from workbench.train.lora import Lora
 from workbench.train.masters import write_back
@@ -77,8 +78,9 @@ def fit(
         snapshots: keep the weights after every epoch, a float32 copy of all that may move for each.
         moments: keep Adam's two averages of the gradient, two numbers for every weight of the model; with a check, a copy of
             them is held at every one that is within the limit.
-    Raises: DataError if there are no examples; TrainingStopped, a NumericsError, if a loss or gradient is not finite: it names the
-        step and the examples, and its `kept` is what was trained until then, with a check up to the last state within the limit.
+    Raises: DataError if there are no examples; TrainingStopped, a NumericsError, if a loss or gradient is not finite, or in the end
+        a weight: it names the step and the examples, and its `kept` is the last state whose loss and gradient were finite, without
+        the update that broke it; with a check it is the last state within the limit.
     """
     if len(task) == 0:
         raise DataError("train: there are no examples.")
@@ -92,8 +94,7 @@ def fit(
     begin = time.perf_counter()
     with isolated_rng(seed), trainable(model, mask, lora) as weights:
         run = _Run(model, task, provenance, weights, settings, check, keep_moments=moments, keep_epochs=snapshots)
-        failure = run.go(show=show)
-        delta = weights.change(provenance)
+        delta, failure = run.go(show=show)
         entries, reached = weights.entries, weights.reached
     moved = delta.moved(model)  # of the Delta that is returned, in the dtype the model has
     audit = Audit(
@@ -138,29 +139,45 @@ class _Run:
         self.every = self.per_epoch if check is None or check.every is None else check.every
         self.rule = make(settings.optimizer, weights.made, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
         self.watch = Watch(check, weights.made, self.history)
+        self.before = LastUpdate(weights.made) if check is None else None
 
-    def go(self, *, show: bool) -> NumericsError | None:
-        """Take all steps, or those until a check ends it; returns what was not finite, if anything was, at the last good state."""
+    def go(self, *, show: bool) -> tuple[Delta, NumericsError | None]:
+        """Take all steps, or those until a check ends it; what came of it and, at the last good state, what was not finite."""
         if not self.watch.within(epoch=0):
             raise InputError(f"train: the limit is exceeded before the first step: {self.watch.stopped.split(' after')[0]}.")
         self._remember()
+        failure: NumericsError | None = None
         try:
-            for step in progress(range(self.steps), label=self.provenance.method, show=show):
-                epoch = self._step(step)
-                if self.watch.check is not None and ((step + 1) % self.every == 0 or step + 1 == self.steps):
-                    if not self.watch.within(epoch=epoch if self.watch.check.every else epoch + 1, step=step):
-                        self.watch.go_back()
-                        return None
-                    self.watch.keep()
-                    self._remember()
-                if self.keep_epochs and (step + 1) % self.per_epoch == 0:
-                    self._snapshot(epoch)
+            self._steps(show)
+            delta = self.weights.change(self.provenance)
         except NumericsError as error:
-            self.watch.drop()
-            return error
-        finally:
-            if self.watch.check is None:  # a check has remembered the last state within its limit
+            failure = error
+            self._drop()
+            delta = self.weights.change(self.provenance)
+        if self.watch.check is None:  # a check has remembered the last state within its limit
+            self._remember()
+        return delta, failure
+
+    def _steps(self, show: bool) -> None:
+        for step in progress(range(self.steps), label=self.provenance.method, show=show):
+            epoch = self._step(step)
+            if self.watch.check is not None and ((step + 1) % self.every == 0 or step + 1 == self.steps):
+                if not self.watch.within(epoch=epoch if self.watch.check.every else epoch + 1, step=step):
+                    return self.watch.go_back()
+                self.watch.keep()
                 self._remember()
+            if self.keep_epochs and (step + 1) % self.per_epoch == 0:
+                self._snapshot(epoch)
+        return None
+
+    def _drop(self) -> None:
+        """Go back to the last good state: that of the last check or, without one, before the last update, which is forgotten."""
+        if self.before is None:
+            return self.watch.drop()
+        if self.history:
+            self.before.undo()
+            self.history.pop()
+            del self.checkpoints[len(self.history) // self.per_epoch :]
         return None
 
     def _step(self, step: int) -> int:
@@ -175,6 +192,8 @@ class _Run:
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = torch.nn.utils.clip_grad_norm_([m.master for m in made], limit)
         check_gradient(made, norm, step)
+        if self.before is not None:
+            self.before.keep()
         self.rule.step()
         self.rule.zero_grad(set_to_none=True)
         write_back(made)

@@ -15,7 +15,8 @@ class Audit:
     trainable: how many numbers were trained: weights, or entries of adapters.
     tokens: tokens fed, padding not counted; a second pass, for sharpness, is not counted.   stopped: why it ended before its last
     step, or "".
-    part: share of the last stretch between two checks that was kept; below 1 only where a partial check stopped the run.
+    part: share that was kept of the last stretch between two checks, below 1 only where a partial check stopped the run; or of a
+    whole change that was taken in part, as a negated one is, see `unlearn.task_vector`.
     """
 
     moved: float
@@ -35,7 +36,7 @@ class Trained:
     A step's line also has `sharpness`, where that is limited, and what the task observed, see `task.Observing`.
     checkpoints: the weights after every epoch, where asked for.   moments: what Adam remembered in the state that is returned,
     where asked for; after a check that was partial, in the last state measured within the limit, where the stretch began of which a
-    part was kept.
+    part was kept; after an update that was undone, because it broke the model, with that update's gradient.
     """
 
     delta: Delta

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 from workbench.core.errors import InputError
@@ -47,6 +48,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"train: {name} is {value}, expected a positive number.")
+            if value is not None and name not in ("lr", "clip_norm") and not isinstance(value, Integral):
+                raise InputError(f"train: {name} is {value}, expected a whole number.")
         if not 0 <= self.warmup < 1 or self.weight_decay < 0:
             raise InputError(
                 f"train: warmup is {self.warmup} and weight_decay {self.weight_decay}; expected 0 <= warmup < 1, weight_decay >= 0."

@@ -43,8 +43,8 @@ class Observing(Task, Protocol):
 class Named(Task, Protocol):
     """A task whose examples have names, for messages."""
 
-    def names(self, chosen: Sequence[int]) -> list[str]:
-        """The name of each chosen example, such as the id of its row."""
+    def names(self, chosen: Sequence[int], epoch: int) -> list[str]:
+        """The name of each chosen example, such as the id of its row, and of what it is trained with in this epoch."""
         ...
 
 
@@ -106,6 +106,7 @@ class AnswerTask:
         del epoch
         return sum(len(self.rows[i].tokens) for i in chosen)
 
-    def names(self, chosen: Sequence[int]) -> list[str]:
+    def names(self, chosen: Sequence[int], epoch: int) -> list[str]:
         """Ids of the chosen rows."""
+        del epoch
         return [self.rows[i].id for i in chosen]

@@ -28,6 +28,15 @@ class Trainable:
         return sum(m.initial.numel() for m in self.made)
 
 
+def check_apart(mask: Mask | None, lora: Lora | None) -> None:
+    """InputError for adapters inside a mask."""
+    if mask is not None and lora is not None:
+        raise InputError(
+            "train: mask and lora are both given, but a low-rank change has entries all over a weight matrix and does not stay "
+            "inside single weights. Give one of them; lora's targets choose whole layers."
+        )
+
+
 @contextmanager
 def trainable(model: Model, mask: Mask | None, lora: Lora | None) -> Iterator[Trainable]:
     """What may move, ready to be trained; on exit the model is as it was.
@@ -38,11 +47,7 @@ def trainable(model: Model, mask: Mask | None, lora: Lora | None) -> Iterator[Tr
         with masters(model, mask) as made:
             yield Trainable(made, partial(difference, made), sum(m.initial.numel() for m in made))
         return
-    if mask is not None:
-        raise InputError(
-            "train: mask and lora are both given, but a low-rank change has entries all over a weight matrix and does not stay "
-            "inside single weights. Give one of them; lora's targets choose whole layers."
-        )
+    check_apart(mask, lora)
     with adapters(model, lora) as parts:
         made = [master for one in parts for master in (one.down, one.up)]
         sizes = (one.shape[0] * one.shape[1] for one in parts)

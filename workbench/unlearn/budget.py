@@ -1,10 +1,11 @@
 """The budget of a run: how much the NLL may rise on rows that are to be kept."""
 
 import math
+from collections.abc import Sequence
 
-from workbench.core.errors import DataError, InputError
+from workbench.core.errors import DataError, InputError, NumericsError
 from workbench.core.records import Examples
-from workbench.load.batches import encode_all
+from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model
 from workbench.train.check import Check
 from workbench.unlearn.pairs import set_nll
@@ -38,4 +39,13 @@ def budget_check(model: Model, rows: Examples, budget: float | None, every: int 
     if budget is None:
         return None
     coded = encode_all(model, rows)
-    return Check(lambda: set_nll(model, coded), set_nll(model, coded) + budget, "retain_nll", every, partial=every is not None)
+    limit = set_nll(model, coded) + budget
+    return Check(lambda: nll_or_infinite(model, coded), limit, "retain_nll", every, partial=every is not None)
+
+
+def nll_or_infinite(model: Model, rows: Sequence[Encoded]) -> float:
+    """Mean NLL of rows for a comparison with a budget: of weights that give NaN or infinity, infinite, which no budget allows."""
+    try:
+        return set_nll(model, rows)
+    except NumericsError:
+        return math.inf

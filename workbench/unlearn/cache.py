@@ -59,38 +59,27 @@ def answer_logprob_rows(model: Model, rows: Sequence[Encoded], *, batch_tokens: 
 
 
 @torch.no_grad()
-def answer_logit_rows(model: Model, rows: Sequence[Encoded], *, batch_tokens: int = 4096) -> list[Float[Tensor, "_ d_vocab"]]:
+def answer_logit_rows(
+    model: Model,
+    rows: Sequence[Encoded],
+    *,
+    normalized: bool = False,
+    cure: str = "Use an objective that needs no logits of the reference, such as npo, or fewer forget rows.",
+    batch_tokens: int = 4096,
+) -> list[Float[Tensor, "_ d_vocab"]]:
     """Logits that predict every answer token of each row under `model`, one tensor a row, float32 on the CPU.
 
+    Args: normalized: log-probabilities over the whole vocabulary in their place.   cure: what the message advises.
     Raises: MemoryPlanError if they would not fit: 4 bytes x answer tokens x vocabulary.
     """
     tokens = sum(len(row.tokens) - row.start for row in rows)
-    cure = "Use an objective that needs no logits of the reference, such as npo, or fewer forget rows."
     plan_memory("unlearn: the reference's logits", 4 * tokens * model.d_vocab, torch.device("cpu"), cure=cure)
     kept: dict[int, Tensor] = {}
     for chosen, batch in _batches(model, rows, batch_tokens):
-        pieces = answer_logits(logits(model, batch), batch.answer).cpu().split(batch.answer.sum(-1).tolist())
+        found = answer_logits(logits(model, batch), batch.answer)
+        pieces = (found.log_softmax(-1) if normalized else found).cpu().split(batch.answer.sum(-1).tolist())
         kept |= dict(zip(chosen, pieces, strict=True))
     return [kept[i] for i in range(len(rows))]
-
-
-@torch.no_grad()
-def answer_distributions(
-    model: Model, rows: Sequence[Encoded], wanted: Sequence[int], *, batch_tokens: int = 4096
-) -> dict[int, Float[Tensor, "_ d_vocab"]]:
-    """Log-probabilities over the whole vocabulary at every answer token of the wanted rows, float32 on the CPU.
-
-    Raises: MemoryPlanError if they would not fit: 4 bytes x answer tokens x vocabulary.
-    """
-    tokens = sum(len(rows[i].tokens) - rows[i].start for i in wanted)
-    cure = "Use retain_term='nll', or fewer retain rows or epochs."
-    plan_memory("unlearn: the KL term's reference", 4 * tokens * model.d_vocab, torch.device("cpu"), cure=cure)
-    kept: dict[int, Tensor] = {}
-    for chosen, batch in _batches(model, [rows[i] for i in wanted], batch_tokens):
-        found = answer_logits(logits(model, batch), batch.answer).log_softmax(-1).cpu()
-        pieces = found.split(batch.answer.sum(-1).tolist())
-        kept |= {wanted[i]: piece for i, piece in zip(chosen, pieces, strict=True)}
-    return kept
 
 
 @torch.no_grad()

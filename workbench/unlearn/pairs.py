@@ -18,10 +18,8 @@ from workbench.core.numerics import Forward, answer_forward, mean_nll, permutati
 from workbench.load.batches import Encoded, collate
 from workbench.load.models import Model
 from workbench.trace.forward import logits, row_nll
-from workbench.unlearn.cache import Kept, answer_distributions, answer_logprob_rows, reference_pass
+from workbench.unlearn.cache import Kept
 from workbench.unlearn.pdu import Dual
-
-__all__ = ["Pairing", "Pairs", "Side", "Weighting", "answer_distributions", "answer_logprob_rows", "reference_pass", "set_nll"]
 
 ExampleObjective = Callable[..., Float[Tensor, "batch"]]
 
@@ -77,9 +75,10 @@ class Pairing:
         rows = [side.rows[i] for side in self.sides for i in chosen] + [self.retain[i] for i in self.partners(chosen, epoch)]
         return sum(len(row.tokens) for row in rows)
 
-    def names(self, chosen: Sequence[int]) -> list[str]:
-        """Ids of the chosen forget rows."""
-        return [self.sides[0].rows[i].id for i in chosen]
+    def names(self, chosen: Sequence[int], epoch: int) -> list[str]:
+        """Ids of the chosen forget rows, each with that of its retain partner where there is one: "f2 with r1"."""
+        forget, partners = [self.sides[0].rows[i].id for i in chosen], self.partners(chosen, epoch)
+        return [f"{one} with {self.retain[k].id}" for one, k in zip(forget, partners, strict=True)] if partners else forget
 
 
 class Pairs(Pairing):

@@ -13,7 +13,7 @@ from workbench.core.records import PreferencePairs, Provenance
 from workbench.core.registry import preference
 from workbench.load.batches import EncodedPair, collate, encode_pairs
 from workbench.load.models import Model
-from workbench.trace.forward import forward, split
+from workbench.trace.forward import check_predicted, forward, split
 from workbench.train.lora import Lora
 from workbench.unlearn.cache import answer_logprob_rows, reference_pass
 from workbench.unlearn.training import Training, Unlearned, read_lora
@@ -49,8 +49,9 @@ class Preferences:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def names(self, chosen: Sequence[int]) -> list[str]:
+    def names(self, chosen: Sequence[int], epoch: int) -> list[str]:
         """Ids of the chosen pairs."""
+        del epoch
         return [self.pairs[i].id for i in chosen]
 
     def tokens(self, chosen: Sequence[int], epoch: int) -> int:
@@ -148,17 +149,11 @@ def prefer(
     Returns: the Delta, its audit, and a history whose lines also have logp_chosen, logp_rejected, margin and accuracy of the step's
         pairs before the step, see `Preferences.observed`.
     Raises: UnknownNameError for the objective or an option; TooLongError naming every pair that does not fit the context; DataError
-        for an empty answer; MismatchError for another model's mask; NumericsError if a loss is not finite.
+        for an empty answer, or one that nothing predicts; InputError for mask and lora together; MismatchError for another model's
+        mask; TrainingStopped, a NumericsError, if a loss is not finite.
     """
     member = preference[objective]
     given = member.check_options(dict(options or {}))
-    coded = encode_pairs(model, pairs, end=end)
-    task = Preferences(
-        model,
-        coded,
-        objective=lambda *passes: member.function(*passes, **given),
-        references=pair_logprob_rows(model, coded) if member.about["needs_reference"] else None,
-    )
     training = Training(
         epochs=epochs,
         batch_size=batch_size,
@@ -173,6 +168,14 @@ def prefer(
         mask=mask,
         seed=seed,
         show=show,
+    )
+    coded = encode_pairs(model, pairs, end=end)
+    check_predicted([side for pair in coded for side in (pair.chosen, pair.rejected)])
+    task = Preferences(
+        model,
+        coded,
+        objective=lambda *passes: member.function(*passes, **given),
+        references=pair_logprob_rows(model, coded) if member.about["needs_reference"] else None,
     )
     about = Provenance(
         member.name,

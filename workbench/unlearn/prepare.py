@@ -1,5 +1,6 @@
 """From an objective and two sets to the task of its training: the answers, what the reference says about them, and the partners."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,21 +9,22 @@ import torch
 from torch import Tensor
 
 from workbench.core.delta import applied
-from workbench.core.errors import InputError, unknown
+from workbench.core.errors import InputError, NumericsError, TrainingStopped, unknown
 from workbench.core.records import Examples, Provenance
 from workbench.core.registry import Member
 from workbench.core.store import tensor_sha256
 from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model
+from workbench.trace.forward import check_predicted
 from workbench.train.masters import precise_dtype
 from workbench.train.task import AnswerTask
-from workbench.unlearn.cache import Kept, answer_distributions, answer_logit_rows, keep, state_rows
+from workbench.unlearn.cache import Kept, answer_logit_rows, keep, state_rows
 from workbench.unlearn.pairs import Pairing, Pairs, Side, Weighting, set_nll
 from workbench.unlearn.pdu import SLACK, Dual
 from workbench.unlearn.random_label import wrong_answers
 from workbench.unlearn.refusals import REFUSALS, refused
 from workbench.unlearn.rmu import Steered, check_reached, steered_layer, steering_vector, value_weights
-from workbench.unlearn.targets import generic_logits
+from workbench.unlearn.targets import check_alpha, generic_logits
 from workbench.unlearn.training import Training
 
 RETAIN_TERMS = ("none", "nll", "kl", "states")
@@ -57,7 +59,8 @@ class Asked:
 def weighting_of(member: Member, retain_term: str | None, forget_weight: float | None, retain_weight: float | None) -> Weighting:
     """The weights and the retain term of a run: those given, else the objective's usual ones.
 
-    Raises: UnknownNameError for the term; InputError for one that the objective cannot have.
+    Raises: UnknownNameError for the term; InputError for one that the objective cannot have, for a weight that is negative or not
+        finite, or for a retain weight without a retain term.
     """
     about = member.about
     term = retain_term or about["retain"]
@@ -66,6 +69,14 @@ def weighting_of(member: Member, retain_term: str | None, forget_weight: float |
     possible, why = LIMITED.get(about["procedure"]) or LIMITED.get(about["reads"]) or (RETAIN_TERMS[:3], "that is rmu's")
     if term not in possible:
         raise InputError(f"unlearn: retain_term {term!r} does not go with {member.name}: {why}. Possible: {', '.join(possible)}.")
+    for name, weight in (("forget_weight", forget_weight), ("retain_weight", retain_weight)):
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"unlearn: {name} is {weight}, expected a number, 0 or more.")
+    if term == "none" and retain_weight:
+        raise InputError(
+            f"unlearn: retain_weight is {retain_weight}, but {member.name} has no retain term here that it could weigh; "
+            f"leave it out, or give a retain_term (possible: {', '.join(possible)})."
+        )
     return Weighting(
         about["forget_weight"] if forget_weight is None else forget_weight,
         about["retain_weight"] if retain_weight is None else retain_weight,
@@ -79,8 +90,10 @@ def prepare(model: Model, forget: Examples, retain: Examples, asked: Asked) -> t
         raise InputError(f"unlearn: refusals are given, but {asked.member.name} learns none; idk and refusal_dpo do.")
     if asked.reads == "states":
         return _steered(model, encode_all(model, forget), encode_all(model, retain), asked)
-    sides = _sides(model, forget, asked)
     kept = encode_all(model, retain)
+    if asked.weighting.retain_term != "none":
+        check_predicted(kept)
+    sides = _sides(model, forget, asked)
     pairs = Pairs(
         model,
         sides,
@@ -92,7 +105,9 @@ def prepare(model: Model, forget: Examples, retain: Examples, asked: Asked) -> t
         seed=asked.training.seed,
     )
     if asked.weighting.retain_term == "kl":
-        pairs.known = answer_distributions(model, kept, _used(pairs, asked.training.epochs))
+        used = _used(pairs, asked.training.epochs)
+        cure = "Use retain_term='nll', or fewer retain rows or epochs."
+        pairs.known = dict(zip(used, answer_logit_rows(model, [kept[i] for i in used], normalized=True, cure=cure), strict=True))
     return pairs, asked.training
 
 
@@ -116,6 +131,8 @@ def _sides(model: Model, forget: Examples, asked: Asked) -> list[Side]:
         coded.append(encode_all(model, refused(forget, REFUSALS if asked.refusals is None else asked.refusals, seed=seed)))
     if about["answers"] == "random":
         coded.append(wrong_answers(model, forget, labels=asked.options["labels"], seed=seed))
+    for rows in coded:
+        check_predicted(rows)
     if about["procedure"] == "reinforced":
         return [Side(coded[0], _generic(model, coded[0], asked))]
     if not about["needs_reference"]:
@@ -125,7 +142,7 @@ def _sides(model: Model, forget: Examples, asked: Asked) -> list[Side]:
 
 def _generic(model: Model, rows: list[Encoded], asked: Asked) -> Kept:
     """The generic logits of the forget answers, in place of the reference's; see `whos_harry_potter`."""
-    before = keep(model, rows, with_logits=True)
+    check_alpha(asked.member.name, asked.options["alpha"])
     own = replace(
         asked.training,
         lr=asked.options["reinforce_lr"],
@@ -134,7 +151,12 @@ def _generic(model: Model, rows: list[Encoded], asked: Asked) -> Kept:
         lora=None,
         sharpness=0.0,
     )
-    stronger = own.fit(model, AnswerTask(model, rows), Provenance("reinforced", model.fingerprint(), seed=own.seed)).delta
+    before = keep(model, rows, with_logits=True)
+    about = Provenance("reinforced", model.fingerprint(), seed=own.seed)
+    try:
+        stronger = own.fit(model, AnswerTask(model, rows), about).delta
+    except TrainingStopped as error:  # what it kept knows the forget rows better
+        raise NumericsError(f"{asked.member.name}: the training of the reinforced model stopped: {error}") from error
     with applied(model, stronger):
         reinforced = answer_logit_rows(model, rows)
     base = before.logits or []
@@ -159,9 +181,10 @@ def _steered(model: Model, forget: list[Encoded], retain: list[Encoded], asked: 
     """The task of an objective that reads states."""
     training, options = asked.training, dict(asked.options)
     layer = steered_layer(model, options)
-    if training.mask is not None:
-        check_reached(model, training.mask, layer)
-    elif training.lora is None:
+    check_reached(model, training.mask, training.lora, layer)
+    if options["positions"] == "predicting":
+        check_predicted(forget if asked.weighting.retain_term == "none" else [*forget, *retain])
+    if training.mask is None and training.lora is None:
         training = replace(training, mask=value_weights(model, layer))
     site = f"blocks.{layer}.resid_post"
     length = torch.full((len(forget), 1), float(options["coefficient"]), dtype=torch.float64)

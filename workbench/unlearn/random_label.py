@@ -7,11 +7,11 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.core.errors import DataError, InputError
+from workbench.core.errors import DataError, InputError, TooLongError
 from workbench.core.numerics import Forward, mean_nll, permutation
-from workbench.core.records import Examples
+from workbench.core.records import Example, Examples
 from workbench.core.registry import objective
-from workbench.load.batches import Encoded, encode_all
+from workbench.load.batches import Encoded, encode, encode_all
 from workbench.load.models import Model
 
 LABELS = ("tokens", "rows")
@@ -47,20 +47,38 @@ def wrong_answers(model: Model, rows: Examples, *, labels: str = "tokens", seed:
     """Every row with a wrong answer, the same in every epoch.
 
     "tokens": each answer token is replaced by one of the d_vocab tokens, drawn uniformly by the row's id and the seed; the answer
-    keeps its length. "rows": each row has the answer of another one, in a round that the seed draws.
+    keeps its length. "rows": each row has the answer of another one: of the next in a round that the seed draws whose answer is
+    not the row's own.
 
-    Raises: DataError if rows are asked for and there is only one.
+    Raises: DataError if rows are asked for and there is only one, or one answer; TooLongError naming the row and the giver of an
+        answer that does not fit behind its prompt.
     """
     if labels == "tokens":
         return [_random_tokens(row, model.d_vocab, seed) for row in encode_all(model, rows)]
     if len(rows) < 2:
         raise DataError(f"random_label: labels='rows' needs the answer of another row, but {rows.name} has only one.")
     order = permutation(len(rows), seed)
-    giver = dict(zip(order, order[1:] + order[:1], strict=True))
-    return encode_all(
-        model,
-        Examples((type(row)(row.id, row.prompt, rows[giver[i]].response) for i, row in enumerate(rows)), rows.name),
+    place = {i: k for k, i in enumerate(order)}
+    return [_answered(model, row, _giver(rows, order[place[i] + 1 :] + order[: place[i]], row)) for i, row in enumerate(rows)]
+
+
+def _giver(rows: Examples, others: Sequence[int], row: Example) -> Example:
+    """The first of the others that answers something else."""
+    for i in others:
+        if rows[i].response.strip() != row.response.strip():
+            return rows[i]
+    raise DataError(
+        f"random_label: labels='rows' needs another answer for row {row.id!r}, but all {len(rows)} rows of {rows.name} have its "
+        "own; use labels='tokens'."
     )
+
+
+def _answered(model: Model, row: Example, giver: Example) -> Encoded:
+    """A row with another one's answer."""
+    try:
+        return encode(model, row.prompt, giver.response, id=row.id)
+    except TooLongError as error:
+        raise TooLongError(f"random_label: with the answer of {giver.id!r}, {error}") from error
 
 
 def _random_tokens(row: Encoded, d_vocab: int, seed: int) -> Encoded:

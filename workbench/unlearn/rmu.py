@@ -15,6 +15,7 @@ from workbench.core.registry import objective
 from workbench.load.batches import Encoded, collate
 from workbench.load.models import Model
 from workbench.trace.forward import states
+from workbench.train.lora import Lora, target_layers
 from workbench.unlearn.cache import positions_of, states_pass
 from workbench.unlearn.pairs import Pairing, Side, Weighting
 
@@ -172,12 +173,18 @@ def value_weights(model: Model, layer: int) -> Mask:
     return Mask.of({name: torch.ones(shapes[name], dtype=torch.bool) for name in names}, about)
 
 
-def check_reached(model: Model, mask: Mask, layer: int) -> None:
-    """InputError if no weight of a mask can change the states after a layer."""
+def check_reached(model: Model, mask: Mask | None, lora: Lora | None, layer: int) -> None:
+    """InputError if no weight of a mask, or none that adapters add to, can change the states after a layer."""
+    if mask is not None:
+        names, what = [name for name, count in mask.counts().items() if count], f"all {mask.count:,} weights of the mask lie"
+    elif lora is not None:
+        names, what = [f"{path}." for path in target_layers(model, lora.targets)], "all layers that lora's targets name lie"
+    else:
+        return
     behind = [model.sites.path(f"blocks.{one}.resid_post") + "." for one in range(layer + 1, model.n_layers)]
     behind += [model.sites.path(name) + "." for name in ("ln_final", "unembed")]
-    if not any(count and not name.startswith(tuple(behind)) for name, count in mask.counts().items()):
+    if all(name.startswith(tuple(behind)) for name in names):
         raise InputError(
-            f"rmu: all {mask.count:,} weights of the mask lie behind layer {layer}, whose states they cannot change. "
+            f"rmu: {what} behind layer {layer}, whose states they cannot change. "
             "Choose weights of layers up to it, or a later layer."
         )

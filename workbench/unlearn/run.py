@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from workbench.core.errors import NumericsError, TrainingStopped
 from workbench.core.mask import Mask
 from workbench.core.records import Examples, Provenance, check_disjoint
 from workbench.core.registry import objective as objectives
 from workbench.load.models import Model
 from workbench.train.check import Check
-from workbench.train.loop import Trained
 from workbench.train.lora import Lora
+from workbench.train.task import Task
 from workbench.unlearn.budget import budget_check, check_budget
 from workbench.unlearn.prepare import Asked, prepare, weighting_of
 from workbench.unlearn.task_vector import negated
@@ -66,9 +67,11 @@ def run(
         lora, sharpness, epochs, batch_size, micro_batch, lr, schedule, warmup, weight_decay, clip_norm, seed: see `train.fit`. An
             epoch goes once through the forget rows; retain rows are drawn without replacement in an order fixed by the seed.
     Raises: UnknownNameError for the objective or an option; DataError if the sets share rows; TooLongError for a row that does not
-        fit the context, naming it; InputError for a budget that cannot be, options of a budget without one, or a retain term that
-        the objective cannot have; MismatchError for another model's mask; NumericsError if a loss is not finite; MemoryPlanError if
-        what is kept of the reference would not fit.
+        fit the context, or whose answer nothing predicts, naming it; InputError for a budget that cannot be, options of a budget
+        without one, mask and lora together, or a retain term or weight that the objective cannot have; MismatchError for another
+        model's mask; TrainingStopped if a loss is not finite, with the last good state, or a plain NumericsError where what was
+        trained until then is the opposite of forgetting (task_vector, the reinforced model of whos_harry_potter); MemoryPlanError
+        if what is kept of the reference would not fit.
     """
     member = objectives[objective]
     given = member.check_options(dict(options or {}))
@@ -93,33 +96,45 @@ def run(
     asked = Asked(member, member.options | given, weighting, refusals, training)
     check = budget_check(model, retain[:PROBE_ROWS] if budget_rows is None else budget_rows, retain_budget, budget_every)
     task, training = prepare(model, forget, retain, asked)
-    about = Provenance(
-        member.name,
-        model.fingerprint(),
-        {"forget": forget.fingerprint(), "retain": retain.fingerprint()}
-        | ({} if budget_rows is None else {"budget": budget_rows.fingerprint()}),
-        {"objective": asked.recorded(), "retain_term": weighting.retain_term}
-        | {"forget_weight": weighting.forget, "retain_weight": weighting.retain, "refusals": refusals and list(refusals)}
-        | training.recorded()
-        | {"retain_budget": retain_budget, "budget_every": budget_every},
-        seed,
-        str(model.dtype),
-        "mean over forget-retain pairs",
+    sets = {"forget": forget, "retain": retain} | ({} if budget_rows is None else {"budget": budget_rows})
+    about = _provenance(
+        model, sets, replace(asked, training=training), {"retain_budget": retain_budget, "budget_every": budget_every}
     )
     if member.about["procedure"] == "negated":
-        return _opposite(model, training.fit(model, task, about), asked.options["alpha"], check, retain_budget)
+        return _opposite(model, task, asked, about, check, retain_budget)
     trained = training.fit(model, task, about, check=check)
     return Unlearned(trained.delta, trained.history, trained.audit, trained.delta.by_layer(model))
 
 
-def _opposite(model: Model, trained: Trained, alpha: float, check: Check | None, budget: float | None) -> Unlearned:
-    """The way back from what was learned, as far as the budget allows; see `task_vector`."""
+def _provenance(model: Model, sets: Mapping[str, Examples], asked: Asked, budget: Mapping[str, Any]) -> Provenance:
+    weighting, refusals, training = asked.weighting, asked.refusals, asked.training
+    return Provenance(
+        asked.member.name,
+        model.fingerprint(),
+        {role: rows.fingerprint() for role, rows in sets.items()},
+        {"objective": asked.recorded(), "retain_term": weighting.retain_term}
+        | {"forget_weight": weighting.forget, "retain_weight": weighting.retain, "refusals": refusals and list(refusals)}
+        | training.recorded()
+        | dict(budget),
+        training.seed,
+        str(model.dtype),
+        "mean over forget-retain pairs",
+    )
+
+
+def _opposite(model: Model, task: Task, asked: Asked, about: Provenance, check: Check | None, budget: float | None) -> Unlearned:
+    """The way back from what is learned, as far as the budget allows; see `task_vector`."""
+    try:
+        trained = asked.training.fit(model, task, about)
+    except TrainingStopped as error:  # what it kept is the opposite of forgetting
+        raise NumericsError(f"{asked.member.name}: the training that is then negated stopped: {error}") from error
+    alpha = asked.options["alpha"]
     if check is None or budget is None:
-        delta, lines, why = negated(model, trained.delta, alpha=alpha)
+        found = negated(model, trained.delta, alpha=alpha)
     else:
         start = check.limit - budget
-        delta, lines, why = negated(model, trained.delta, alpha=alpha, measure=check.measure, limit=check.limit, start=start)
-    moved = delta.moved(model)
+        found = negated(model, trained.delta, alpha=alpha, measure=check.measure, limit=check.limit, start=start)
+    moved = found.delta.moved(model)
     of_trainable = trained.audit.moved_of_trainable * moved / trained.audit.moved if trained.audit.moved else 0.0
-    audit = replace(trained.audit, moved=moved, moved_of_trainable=of_trainable, stopped=why)
-    return Unlearned(delta, [*trained.history, *lines], audit, delta.by_layer(model))
+    audit = replace(trained.audit, moved=moved, moved_of_trainable=of_trainable, stopped=found.stopped, part=found.part)
+    return Unlearned(found.delta, [*trained.history, *found.lines], audit, found.delta.by_layer(model))

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from workbench.core.change import Change
 from workbench.core.delta import Delta, applied
@@ -35,6 +35,7 @@ from workbench.load.models import Model
 from workbench.train.loop import fit
 from workbench.train.lora import Lora, target_layers
 from workbench.train.task import AnswerTask
+from workbench.unlearn.training import read_lora
 
 
 class Lost(NamedTuple):
@@ -112,9 +113,7 @@ class Sharded:
         hit: set[int] = set()
         for row in ids:
             if row not in owner:
-                raise DataError(
-                    f"sharded: no slice has the row {row!r}; {len(owner)} rows were learned, such as {next(iter(owner))!r}."
-                )
+                raise DataError(f"sharded: no slice has the row {row!r}; {len(owner)} rows were learned, other ones.")
             hit.add(owner[row])
         kept = [next((k for k, place in enumerate(order) if place in hit), len(order)) for order in self.chains]
         rows = [sum(len(self.slices[place]) for place in order[:k]) for order, k in zip(self.chains, kept, strict=True)]
@@ -138,7 +137,7 @@ def sharded(
     groups: Mapping[str, str] | None = None,
     orders: int = 1,
     cumulative: bool = False,
-    lora: Lora | None = None,
+    lora: Lora | Mapping[str, Any] | None = None,
     epochs: int = 5,
     batch_size: int = 16,
     micro_batch: int | None = None,
@@ -158,16 +157,14 @@ def sharded(
         orders: chains, at most as many as slices: rotations of one order, so that every slice stands last, where it is cheap to
             delete, in at most one. Each costs as much training as the first.
         cumulative: train each slice's layers on the rows of the slices before it too, as S3T's code does.
-        lora: the adapters; None for `Lora()`. Its targets are looked for in each block of layers.
+        lora: the adapters, or a mapping of their options; None for `Lora()`. Their targets are looked for in each block of layers.
         epochs, batch_size, micro_batch, lr, schedule, warmup, weight_decay, clip_norm: of every slice; see `train.fit`.
     Raises: InputError for numbers that cannot be, for a block of layers without targets, or for an edited model; DataError for
         groups that miss a row, or too few rows or groups; TrainingStopped if a loss is not finite.
     """
-    adapted = lora or Lora()
+    adapted = read_lora(lora) or Lora()
     if model.ledger:
-        raise InputError(
-            f"sharded: {model!r} is edited; undo the edits first, so that what is learned belongs to the model itself."
-        )
+        raise InputError(f"sharded: {model!r} is edited; undo the edits first: what is learned shall belong to the model itself.")
     for name, value, most in (("slices", slices, model.n_layers), ("orders", orders, slices)):
         if not 1 <= value <= most:
             raise InputError(f"sharded: {name} is {value}, expected 1 to {most}.")
@@ -178,8 +175,9 @@ def sharded(
     options = {"slices": slices, "orders": orders, "cumulative": cumulative, "lora": asdict(adapted)}
     options |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "warmup": warmup}
     options |= {"weight_decay": weight_decay, "clip_norm": clip_norm}
-    data = {"rows": rows.fingerprint()}
-    about = Provenance("sharded", model.fingerprint(), data, options, seed, str(model.dtype), "mean over rows")
+    about = Provenance(
+        "sharded", model.fingerprint(), {"rows": rows.fingerprint()}, options, seed, str(model.dtype), "mean over rows"
+    )
 
     def learn(chosen: Sequence[str], block: tuple[str, ...]) -> Delta:
         """Adapters of a block of layers, trained on some rows on top of what is applied."""

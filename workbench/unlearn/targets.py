@@ -3,6 +3,7 @@
 (1/|y|) sum_t sum_v -q_t(v) ln p_t(v),   over the answer's tokens y_t and the vocabulary v
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -102,12 +103,12 @@ def whos_harry_potter(
 
     Args:
         policy: forward pass with logits.   reference: the same batch with the generic logits in place of a model's.
-        alpha: how strongly what the reinforced model prefers is pushed down, see `generic_logits`. Of answers known by heart the
-            reinforced model thinks much as the baseline does, and alpha must be large (MUSE: 4 and 256).
+        alpha: how strongly what the reinforced model prefers is pushed down, > 0, see `generic_logits`. Of answers known by heart
+            the reinforced model thinks much as the baseline does, and alpha must be large (MUSE: 4 and 256).
         target: "argmax" learns the likeliest generic token, as published; "softmax" the whole generic distribution.
         reinforce_lr, reinforce_epochs: training of all weights of the reinforced model.
     Returns: loss of each example, [batch], nats per token, >= 0.
-    Raises: ShapeError if the passes are not of one batch or lack logits; InputError for another target.
+    Raises: ShapeError if the passes are not of one batch or lack logits; InputError for another target or alpha.
     Reference: Eldan and Russinovich 2023, arXiv:2310.02238, who also replace names by generic ones before they ask the
         baseline; that needs a dictionary of the text and is not done here. MUSE's "WHP" runs both models at inference and changes
         no weight; its paper describes probabilities p_b - alpha (p_r - p_b) without ReLU, its code has this rule.
@@ -127,6 +128,12 @@ def whos_harry_potter(
     else:
         each = _cross_entropy(generic.values.softmax(-1), now.values)
     return token_mean(each, policy.mask)
+
+
+def check_alpha(name: str, alpha: float) -> None:
+    """InputError for a factor that is not a positive number."""
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise InputError(f"{name}: alpha is {alpha}, expected a number above 0.")
 
 
 def generic_logits(

@@ -3,16 +3,29 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench.core.delta import Delta, applied
-from workbench.core.errors import InputError
 from workbench.core.numerics import Forward, mean_nll
 from workbench.core.registry import objective
 from workbench.load.models import Model
 from workbench.train.check import PRECISION, largest_within
+from workbench.unlearn.targets import check_alpha
+
+
+class Negated(NamedTuple):
+    """delta: the change.   lines: for the history, each with retain_nll and the part of alpha it was measured at.
+
+    stopped: why it is not all of alpha, or "".   part: how much of it.
+    """
+
+    delta: Delta
+    lines: list[dict[str, float]]
+    stopped: str = ""
+    part: float = 1.0
 
 
 @objective(retain="none", procedure="negated")
@@ -34,8 +47,7 @@ def task_vector(policy: Forward, reference: Forward | None = None, *, alpha: flo
         scales by 5 (its paper: about 2^9).
     """
     del reference
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise InputError(f"task_vector: alpha is {alpha}, expected a number above 0.")
+    check_alpha("task_vector", alpha)
     return mean_nll(policy)
 
 
@@ -47,18 +59,17 @@ def negated(
     measure: Callable[[], float] | None = None,
     limit: float = math.inf,
     start: float = math.nan,
-) -> tuple[Delta, list[dict[str, float]], str]:
+) -> Negated:
     """-alpha times a change of weights or, with a limit, as much of it as bisection finds within.
 
     Args:
         measure: the value of the model as it is, that must not exceed `limit`.   start: what it is without the change.
-    Returns: the change; lines for the history, each with retain_nll and the part of alpha it was measured at; and why it is not
-        all of alpha, or "".
+    Returns: the change, with the part of alpha in the notes of its provenance where it is not all, and how it was found.
     """
     whole = learned.scaled(-alpha)
     whole = Delta(whole.changes, replace(whole.provenance, method=learned.provenance.method), whole.hooks)
     if measure is None:
-        return whole, [], ""
+        return Negated(whole, [])
     lines: list[dict[str, float]] = []
 
     def at(part: float) -> float:
@@ -67,8 +78,9 @@ def negated(
         return lines[-1]["retain_nll"]
 
     if at(1.0) <= limit:
-        return whole, lines, ""
+        return Negated(whole, lines)
     found = largest_within(at, limit, start=start, tolerance=PRECISION * (limit - start))
     why = f"retain_nll is {lines[0]['retain_nll']:.4f} at alpha {alpha:g}, above {limit:.4f}; {found.part:.4f} of it is kept"
     kept = whole.scaled(found.part)
-    return Delta(kept.changes, whole.provenance, kept.hooks), lines, why
+    about = replace(whole.provenance, notes={**whole.provenance.notes, "part": found.part})
+    return Negated(Delta(kept.changes, about, kept.hooks), lines, why, found.part)

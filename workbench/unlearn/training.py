@@ -6,14 +6,16 @@ from html import escape
 from typing import Any
 
 from workbench.core.delta import Delta
-from workbench.core.errors import unknown
+from workbench.core.errors import InputError, unknown
 from workbench.core.mask import Mask
 from workbench.core.records import Provenance
 from workbench.load.models import Model
 from workbench.train.check import Check
 from workbench.train.loop import Audit, Trained, fit
 from workbench.train.lora import Lora
+from workbench.train.settings import Settings
 from workbench.train.task import Task
+from workbench.train.trainable import check_apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,12 @@ class Training:
     seed: int
     show: bool
 
+    def __post_init__(self) -> None:
+        """Refuse here what `train.fit` would refuse after passes of the reference."""
+        check_apart(self.mask, self.lora)
+        first = (self.epochs, self.batch_size, self.micro_batch, self.lr, self.schedule, self.warmup, self.weight_decay)
+        Settings(*first, (0.9, 0.999), self.clip_norm, "adamw", self.sharpness, self.seed)
+
     def recorded(self) -> dict[str, Any]:
         """Those that change the numbers, ready for JSON; the mask as its provenance."""
         plain = ("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip_norm", "sharpness")
@@ -97,6 +105,8 @@ def read_lora(lora: Lora | Mapping[str, Any] | None) -> Lora | None:
     """
     if lora is None or isinstance(lora, Lora):
         return lora
+    if not isinstance(lora, Mapping):
+        raise InputError(f"lora is {lora!r}, expected a `Lora`, a mapping such as {{'rank': 8, 'alpha': 16}}, or None.")
     known = [one.name for one in fields(Lora)]
     for key in lora:
         if key not in known:

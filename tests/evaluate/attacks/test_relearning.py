@@ -1,5 +1,6 @@
 """Relearning against a loop of AdamW written out, areas by hand, and what must be equal between a model and its control."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,7 @@ def others():
 def record(nll, steps, kind="forget_subset", recall=None):
     nll = np.array(nll, dtype=float)
     ids = tuple(f"r{i}" for i in range(nll.shape[2]))
-    return Relearning(kind, tuple(range(len(nll))), tuple(steps), ids, nll, recall, ("t",), Provenance("by hand", "model"))
+    return Relearning(kind, tuple(range(len(nll))), tuple(steps), ids, nll, recall, (("t",),), Provenance("by hand", "model"))
 
 
 def nll(model, rows):
@@ -59,7 +60,8 @@ def test_equals_adamw_written_out():
     # twelve rows make one epoch, each of three rows four times, in an order fixed by the seed
     from workbench.core.numerics import permutation
 
-    order = [i % 3 for i in permutation(12, 0)]
+    taken = permutation(3, 0)
+    order = [taken[i % 3] for i in permutation(12, 0)]
     coded = encode_all(model, rows)
     for step in range(4):
         model.hf.zero_grad()
@@ -112,9 +114,27 @@ def test_training_on_half_of_the_answers_teaches_that_half():
     """Rows trained on would be learned; the curve speaks of the other ones."""
     found = relearning(tiny(), forget_set(), steps=30, every=30, lr=1e-2, batch_size=4, seeds=[0])
     shown, measured = halves(forget_set())
-    assert found.trained == tuple(shown.ids)
-    assert set(found.trained).isdisjoint(found.ids)
+    assert found.trained == (tuple(shown.ids),)
+    assert set(found.trained[0]).isdisjoint(found.ids)
     assert found.ids == tuple(measured.ids)
+
+
+def test_every_seed_draws_from_all_rows(monkeypatch):
+    """Of more rows than a run can take each seed takes others, from all of them and not the first."""
+    module = sys.modules[relearning.__module__]
+    words = enumerate(("blue", "green", "sea", "sky") * 3)
+    rows = wb.Examples([Example(f"o{i}", "what is", f"no {word}") for i, word in words], "others")
+    taken, real = [], module.AnswerTask
+    monkeypatch.setattr(module, "AnswerTask", lambda model, coded: taken.append(coded) or real(model, coded))
+    found = relearning(tiny(), forget_set(), rows, kind="retain_only", steps=2, every=2, batch_size=2, seeds=[0, 1, 2])
+    assert [len(one) for one in found.trained] == [4, 4, 4]  # four of twelve
+    assert len(set(found.trained)) > 1
+    assert max(rows.ids.index(name) for one in found.trained for name in one) > 3
+    coded = encode_all(tiny(), rows)
+    for ids, one in zip(found.trained, taken, strict=True):
+        assert sorted(c.tokens for c in one) == sorted(coded[rows.ids.index(name)].tokens for name in ids)
+    whole = relearning(tiny(), forget_set(), rows, kind="retain_only", steps=5, every=5, batch_size=3, seeds=[0])
+    assert whole.trained == (tuple(rows.ids),)
 
 
 def test_areas_by_hand():
@@ -165,7 +185,7 @@ def test_recall_is_measured_where_it_is_asked_for():
 
 def test_a_gap_compares_the_same_attack_alone():
     found = record([[[1.0], [0.5]]], [0, 4])
-    for change in ({"steps": (0, 5)}, {"kind": "unrelated"}, {"ids": ("x",)}, {"trained": ("u",)}, {"seeds": (7,)}):
+    for change in ({"steps": (0, 5)}, {"kind": "unrelated"}, {"ids": ("x",)}, {"trained": (("u",),)}, {"seeds": (7,)}):
         with pytest.raises(MismatchError, match=f"gap: {next(iter(change))} is .* run the same attack on both"):
             found.gap(replace(found, **change))
 

@@ -23,7 +23,7 @@ class Relearning:
     kind: what was trained on.   seeds: of the orders of training.   steps: [point], from 0, at which it was measured.
     ids: of the held-out rows.
     nll: [seed point example], nats per token.   recall: ROUGE-L recall of the greedy answers, of the same shape, or None.
-    trained: ids of the rows trained on.
+    trained: ids of the rows that each seed trained on, in the order of the rows.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Relearning:
     ids: tuple[str, ...]
     nll: Float[np.ndarray, "seed point example"]
     recall: Float[np.ndarray, "seed point example"] | None
-    trained: tuple[str, ...]
+    trained: tuple[tuple[str, ...], ...]
     provenance: Provenance
 
     def __repr__(self) -> str:

@@ -81,13 +81,14 @@ def relearning(
 ) -> Relearning:
     """Train a model that has forgotten, and measure forget rows that the training never shows; it is left as it was.
 
-    AdamW at a constant rate on the mean NLL of answers, every row equally often (up to one time).
+    AdamW at a constant rate on the mean NLL of answers. Each seed takes the rows in an order of its own and begins anew where they
+    are used up, so every row comes equally often (up to one time); of more rows than `steps` times `batch_size` it draws some.
 
     Args:
         forget: cut by `halves`; the same rows are held out for every kind.
         others: rows trained on with kind "retain_only" or "unrelated"; plain texts by `text_rows`.
         steps: of training, exactly.   every: steps between two measurements; the last step is always measured.
-        seeds: of the order of training; each is a run of its own.
+        seeds: of the rows drawn and of the order of training; each is a run of its own.
         generate: most new tokens of greedy answers, for the recall; None measures likelihood alone.
     Returns: a Relearning; the same call on a retrained model is its control.
     Raises: InputError for an unknown kind, numbers that are not positive, or `others` given or missing where they should not be;
@@ -104,7 +105,8 @@ def relearning(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"relearning: seeds is {list(seeds)}, expected at least one, none twice.")
     coded = encode_all(model, rows)
-    task = AnswerTask(model, [coded[i % len(coded)] for i in range(steps * batch_size)])  # one epoch is all the steps
+    drawn = [[order[i % len(rows)] for i in range(steps * batch_size)] for order in (permutation(len(rows), s) for s in seeds)]
+    tasks = [AnswerTask(model, [coded[i] for i in one]) for one in drawn]  # one epoch is all the steps
     watched = Examples((Example(row.id, row.prompt, row.response) for row in measured), measured.name)
     about = Provenance(
         f"relearning_{kind}",
@@ -113,7 +115,10 @@ def relearning(
         {**numbers, "held_out": held_out, "generate": generate, "seeds": list(seeds)},
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    runs = [_run(model, task, watched, about, every, lr, batch_size, seed, generate, show) for seed in seeds]
+    runs = [
+        _run(model, task, watched, about, every, lr, batch_size, seed, generate, show)
+        for seed, task in zip(seeds, tasks, strict=True)
+    ]
     at = tuple(sorted({*range(0, steps, every), steps}))
     return Relearning(
         kind,
@@ -122,7 +127,7 @@ def relearning(
         tuple(measured.ids),
         np.stack([nll for nll, _ in runs]),
         None if generate is None else np.array([recall for _, recall in runs]),
-        tuple(rows.ids),
+        tuple(tuple(rows.ids[i] for i in sorted(set(one))) for one in drawn),
         about,
     )
 

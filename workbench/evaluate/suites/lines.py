@@ -6,7 +6,7 @@ from typing import Any
 
 from workbench.core.measurements import Measurement
 from workbench.core.registry import metric
-from workbench.core.statistics import Estimate, mean_estimate
+from workbench.core.statistics import Estimate, mean_estimate, wilson
 from workbench.evaluate.answers import Answers
 from workbench.evaluate.forget_quality import p_floor
 from workbench.evaluate.leak import privleak_estimate
@@ -38,7 +38,7 @@ class Line:
 
     metric: a registered one, whose unit and orientation are reported, or another name beside unit and better.
     split: of the rows, or what the number is about ("all").
-    reduce: how one value an example becomes one number with an interval; see `mean` and `whole`.   options: of the metric.
+    reduce: how one value an example becomes one number with an interval; see `mean`, `share` and `whole`.   options: of the metric.
     name: in the result; the metric's without.   better, unit: in place of the metric's.
     note: with {n}, the rows behind the number, and {floor}, the smallest p-value they can give.
     needs: a line is left out where one of these is absent: REFERENCE, TOKENS, TEXTS, or a split.
@@ -90,6 +90,12 @@ def mean(line: Line, given: Given) -> Estimate:
     """Mean over the examples, with a bootstrap interval over them."""
     values = metric[line.metric].function(line.table(given), line.against(given), **line.options)
     return mean_estimate(values, seed=given.seed)
+
+
+def share(line: Line, given: Given) -> Estimate:
+    """Share of the examples that the metric calls 1, all others being 0; Wilson's interval, which has a width at 0 of n."""
+    values = metric[line.metric].function(line.table(given), line.against(given), **line.options)
+    return wilson(float(values.mean()), len(values))
 
 
 def whole(line: Line, given: Given) -> Estimate:

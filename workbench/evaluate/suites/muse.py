@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from workbench.core.errors import DataError, InputError, unknown
+from workbench.core.errors import DataError, InputError, TooLongError, unknown
 from workbench.core.measurements import Measurements
 from workbench.core.records import Examples
 from workbench.evaluate.answers import Answers
-from workbench.evaluate.suites.lines import REFERENCE, TOKENS, Given, Line, leak_of, mean, measured, told_from
+from workbench.evaluate.suites.lines import REFERENCE, TOKENS, Given, Line, leak_of, mean, measured, share, told_from
 from workbench.evaluate.table import Table, TokenTable, answers
 from workbench.evaluate.tokens import BATCH_TOKENS, tokens
 from workbench.load.models import Model
@@ -39,7 +39,11 @@ LINES = (
     Line("extraction_strength", "forget_text", mean, NO_END, needs=(TOKENS,)),
     Line("rouge_l_f", "forget_qa", mean, F, better="lower", note="MUSE's KnowMem, not times 100"),
     Line("rouge_l_f", "retain_qa", mean, F, note="MUSE's utility, not times 100"),
-    *(Line(name, split, mean) for split in ("forget_text", "forget_qa") for name in ("gibberish", "empty_answer")),
+    *(
+        Line(name, split, reduce)
+        for split in ("forget_text", "forget_qa")
+        for name, reduce in (("gibberish", mean), ("empty_answer", share))
+    ),
     Line("rouge_l_f", "retain_text", mean, F, needs=("retain_text",)),
     Line("auc", MEMBERS, told_from(OTHERS, options=NO_END), unit="AUC", better="reference", needs=(OTHERS,)),
     Line("privleak", MEMBERS, leak_of(OTHERS, options=NO_END), unit="percent", better="zero", needs=(OTHERS, REFERENCE)),
@@ -108,10 +112,13 @@ def read_privacy(
     if "holdout_text" not in data:
         return {}
     plain = without_chat(model)
-    return {
-        name: tokens(plain, whole(plain, data[split], max_tokens=max_tokens), batch_tokens=batch_tokens, show=show)
-        for name, split in ((MEMBERS, "forget_text"), (OTHERS, "holdout_text"))
-    }
+    try:
+        return {
+            name: tokens(plain, whole(plain, data[split], max_tokens=max_tokens), batch_tokens=batch_tokens, show=show)
+            for name, split in ((MEMBERS, "forget_text"), (OTHERS, "holdout_text"))
+        }
+    except TooLongError as error:
+        raise TooLongError(f"muse, PrivLeak: {error} Or give max_tokens={model.context}, which cuts their ends.") from error
 
 
 def run_muse(

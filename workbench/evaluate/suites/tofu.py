@@ -11,7 +11,7 @@ from workbench.core.statistics import Estimate, mean_estimate
 from workbench.evaluate.answers import Answers
 from workbench.evaluate.model_utility import UTILITY_SPLITS, WITH_OPTIONS, truth_of
 from workbench.evaluate.rouge_l_recall import rouge_l_recall
-from workbench.evaluate.suites.lines import REFERENCE, TEXTS, TOKENS, Given, Line, leak_of, mean, measured, told_from, whole
+from workbench.evaluate.suites.lines import REFERENCE, TEXTS, TOKENS, Given, Line, leak_of, mean, measured, share, told_from, whole
 from workbench.evaluate.table import Table, TokenTable, answers
 from workbench.evaluate.tokens import BATCH_TOKENS, tokens
 from workbench.load.models import Model
@@ -58,7 +58,7 @@ FORGET = (
     Line("exact_memorization", "forget", mean, needs=(TOKENS,)),
     Line("extraction_strength", "forget", mean, needs=(TOKENS,)),
     Line("gibberish", "forget", mean, needs=(TEXTS,)),
-    Line("empty_answer", "forget", mean, needs=(TEXTS,)),
+    Line("empty_answer", "forget", share, needs=(TEXTS,)),
     Line("auc", "forget", told_from(HOLDOUT), name="auc_min_k", unit="AUC", better="reference", needs=(HOLDOUT,)),
     Line("privleak", "forget", leak_of(HOLDOUT), unit="percent", better="zero", needs=(HOLDOUT, REFERENCE)),
 )
@@ -133,8 +133,14 @@ def read(
     batch_tokens: int = BATCH_TOKENS,
     show: bool = False,
 ) -> dict[str, TokenTable]:
-    """The token table of every set, one forward pass a row; all of `tofu`'s numbers come from these."""
-    return {split: tokens(model, rows, generate=generate, batch_tokens=batch_tokens, show=show) for split, rows in data.items()}
+    """The token table of every set, one forward pass a row; all of `tofu`'s numbers come from these.
+
+    Nothing is generated for holdout rows: what is asked of them reads their tokens alone.
+    """
+    return {
+        split: tokens(model, rows, generate=None if split == HOLDOUT else generate, batch_tokens=batch_tokens, show=show)
+        for split, rows in data.items()
+    }
 
 
 def check_data(data: Mapping[str, Examples]) -> None:
