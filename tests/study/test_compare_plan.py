@@ -92,7 +92,7 @@ def test_the_name_of_a_method_does_not_decide_its_results(root, tmp_path):
         ({"unlearn": {"npo": {"lora": {"rank": 2}}}}, StudyError, "it takes no mask; write masks: \\[none\\]"),
         ({"edits": {"dampn": {}}}, UnknownNameError, "dampen"),
         ({"edits": {"npo": {"method": "dampen"}}}, StudyError, "each with a name of its own"),
-        ({"edits": {"cut": {"method": "surgery"}}}, UnknownNameError, "takes a forget and a retain set"),
+        ({"edits": {"cut": {"method": "surgery", "locate": {"fraction": 0.1}}}}, UnknownNameError, "locate 'fraction'.*probe"),
         ({"masks": {"none": WAGLE}}, StudyError, "compare.masks.none means all weights"),
         ({"masks": {"wagle": {**WAGLE, "fraction": 2}}}, StudyError, "above 0 and at most 1"),
         ({"masks": {"wagle": {**WAGLE, "control": "random"}}}, UnknownNameError, "control 'random'.*matched_random"),

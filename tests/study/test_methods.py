@@ -53,7 +53,7 @@ def test_methods_of_a_file():
         ({"npoo": {}}, {}, UnknownNameError, "'npoo'.*npo"),
         ({"npo": {"option": {}}}, {}, UnknownNameError, "options"),
         ({"npo": {"options": {"betta": 1}}}, {}, UnknownNameError, "beta"),
-        ({}, {"surgery": {}}, UnknownNameError, "takes a forget and a retain set.*dampen"),
+        ({}, {"surgry": {}}, UnknownNameError, "surgery"),
         ({}, {"dampen": {"alfa": 1}}, UnknownNameError, "alpha"),
         ({}, {}, StudyError, "expected at least one"),
         ({"npo": {}}, {"npo": {"method": "dampen"}}, StudyError, "each with a name of its own"),

@@ -25,6 +25,17 @@ WRITES = {  # the site the columns write to, and those it is then part of
 }
 
 
+def site_of(matrix: str) -> str:
+    """Where a direction for the lines of this matrix is at home: what its rows read, or its columns write to.
+
+    Raises: UnknownNameError for a matrix surgery does not know.
+    """
+    homes = READS | {name: sites[0] for name, sites in WRITES.items()}
+    if matrix not in homes:
+        raise unknown("matrix", matrix, homes)
+    return homes[matrix]
+
+
 class Rule(NamedTuple):
     """How lines are chosen. count: how many of all layers together; None for all of them."""
 

@@ -11,11 +11,12 @@ from workbench.attribute import LocatedUnits, structured, unit_scores
 from workbench.core.delta import Delta, applied
 from workbench.core.mask import Mask
 from workbench.core.records import Examples
-from workbench.core.registry import attribution, edit
+from workbench.core.registry import attribution
 from workbench.core.scores import Scores
 from workbench.core.store import text_sha256
 from workbench.load.models import Model, load
 from workbench.study.config import Arm, MaskPlan
+from workbench.study.locate import make_edit, read_edit
 from workbench.unlearn.run import run as unlearn
 
 
@@ -50,8 +51,7 @@ def carry_out(arm: Arm, model: Model, data: dict[str, Examples], *, scores_folde
     if arm.kind == "unlearn":
         return _unlearn(arm, model, data, scores_folder)
     if arm.kind == "edit":
-        options = {key: value for key, value in arm.edit.items() if key != "method"}
-        delta = edit[arm.method].function(model, data["forget"], data["retain"], **options)
+        delta = make_edit(model, *read_edit(f"arm {arm.name}", arm.name, arm.edit), data["forget"], data["retain"])
         audit = {"moved": delta.moved(model), "stopped": ""}
         return Outcome(model, delta, audit=audit, layers=delta.by_layer(model), notes=dict(delta.provenance.notes))
     return Outcome(model)

@@ -25,6 +25,7 @@ from workbench.core.scopes import pattern
 from workbench.evaluate.suites import SUITES
 from workbench.load.models import check_source
 from workbench.study.file import check_head, check_name, known, mapping, parse_options, read_file, resolve, sources
+from workbench.study.locate import read_edit
 from workbench.unlearn.run import run as run_unlearn
 
 ROLES = ("untouched", "reference", "band", "method")
@@ -173,8 +174,8 @@ def _arm(name: str, body: Mapping[str, Any], seed: int, seeds: tuple[int, ...], 
     if "unlearn" in kinds:
         _check_unlearn(name, mapping(f"arm {name}: unlearn", body["unlearn"]))
     if "edit" in kinds:
-        mapping(f"arm {name}: edit", body["edit"])
-        edit[_method(name, body["edit"])].check_options({k: v for k, v in body["edit"].items() if k != "method"})
+        given = mapping(f"arm {name}: edit", body["edit"])
+        read_edit(f"arm {name}: edit", _method(name, given), given)
     if body.get("mask") and "unlearn" not in kinds:
         raise StudyError(f"arm {name}: only an unlearn arm takes a mask.")
     full = f"{name}@{seed}" if len(seeds) > 1 and "unlearn" in kinds else name

@@ -15,11 +15,12 @@ from workbench.core.delta import Delta, applied
 from workbench.core.errors import StudyError
 from workbench.core.mask import Mask
 from workbench.core.records import Examples
-from workbench.core.registry import Member, edit
+from workbench.core.registry import Member
 from workbench.core.registry import objective as objectives
 from workbench.load.batches import Encoded, encode_all
 from workbench.load.models import Model
-from workbench.study.file import known, mapping
+from workbench.study.file import mapping
+from workbench.study.locate import make_edit, read_edit
 from workbench.train.check import PRECISION, largest_within
 from workbench.unlearn.budget import check_budget, nll_or_infinite
 from workbench.unlearn.pairs import set_nll
@@ -93,12 +94,9 @@ def read_methods(where: str, unlearn: Mapping[str, Any], edits: Mapping[str, Any
         Member(f"{where}.unlearn.{name}", run).check_options(given)
         member.check_options(dict(given.get("options") or {}))
         found.append(Method(str(name), "unlearn", member.name, given | {"objective": member.name}))
-    usable = [member.name for member in edit if member.about["where"] == "sets"]
     for name, body in mapping(f"{where}.edits", edits).items():
-        given = dict(mapping(f"{where}.edits.{name}", body or {}))
-        called = str(given.pop("method", name)).replace("-", "_")
-        known(f"edit of {where} that takes a forget and a retain set", {called: {}}, usable)
-        found.append(Method(str(name), "edit", called, edit[called].check_options(given)))
+        called, options = read_edit(f"{where}.edits.{name}", str(name), mapping(f"{where}.edits.{name}", body or {}))
+        found.append(Method(str(name), "edit", called, options))
     names = [one.name for one in found]
     if not found or len(set(names)) < len(names):
         raise StudyError(f"{where}: the methods are {names}, expected at least one, each with a name of its own.")
@@ -120,7 +118,8 @@ def at_budget(
     """Carry a method out until the budget is spent; the model is left as it was.
 
     Args:
-        train: retain rows that are trained on, or that an edit may look at.   budget_rows: those the cost is measured on.
+        train: retain rows that are trained on, or that an edit, and the search for what it needs, may look at.
+        budget_rows: those the cost is measured on.
         mask: where an objective may write; an edit chooses for itself, so it takes none.
         lr: at a constant rate, for all weights; inside a mask with a share s of them lr / sqrt(s), so that steps of AdamW have
             about one norm.
@@ -133,7 +132,7 @@ def at_budget(
     if method.kind == "edit":
         if mask is not None:
             raise StudyError(f"{method.name}: an edit chooses its weights itself, so it takes no mask.")
-        whole = edit[method.called].function(model, forget, train, **method.options)
+        whole = make_edit(model, method.called, method.options, forget, train)
         return _edited(model, whole, rows, start, training.budget)
     share = 1.0 if mask is None else mask.count / sum(p.numel() for p in model.hf.parameters())
     found = run(
