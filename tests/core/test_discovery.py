@@ -140,3 +140,8 @@ def test_a_tie_at_the_level_is_found():
     found = benjamini_hochberg(np.full(3, 1 / 20), level=0.05)
     assert found.found.all()
     np.testing.assert_allclose(found.adjusted, 0.05)
+
+
+def test_no_adjusted_value_is_below_its_own_p():
+    p = np.random.default_rng(0).uniform(1e-3, 1, (200, 12))
+    assert all((benjamini_hochberg(row).adjusted >= row).all() for row in p)  # m p / m alone falls one bit short of p in some

@@ -53,7 +53,7 @@ def benjamini_hochberg(p: Float[np.ndarray, "test"], *, level: float = 0.05) -> 
     order = np.argsort(p, kind="stable")
     scaled = p[order].astype(np.float64) * len(p) / np.arange(1, len(p) + 1)
     adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1.0)
+    adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(p[order], 1.0)  # m p / m may round below p
     return Discoveries(adjusted <= level * (1 + ROUNDING), adjusted)  # 3 x (1/20) / 3 is 1/20, but not in float64
 
 

@@ -2,7 +2,7 @@
 
 A run of less than an epoch changes the rows it has not met by spill-over alone, and a budget spent in one large step can drive
 validation rows far away that way, before the rows to be forgotten were met. So what the validation rows lost is looked at among the
-trials that met every row they train on, and spent the budget.
+trials that spent the budget in as many steps as meet every row of a run, which trains on more rows than a trial.
 """
 
 from collections.abc import Mapping, Sequence

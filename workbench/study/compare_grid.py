@@ -1,8 +1,8 @@
 """What a comparison runs: short trials that choose a learning rate, then every method with every seed, each up to one budget.
 
-The trials train on the forget rows without the validation rows. Among the rates that spend the budget in an epoch or more the one
-is chosen after which the validation rows' true answers have the highest mean NLL, see `compare_choice`; no retrained model is
-looked at. The runs that are reported train on all forget rows, at the rate that was chosen.
+The trials train on the forget rows without the validation rows. Among the rates that spend the budget in as many steps as an epoch
+of a run has, or more, the one is chosen after which the validation rows' true answers have the highest mean NLL, see
+`compare_choice`; no retrained model is looked at. The runs that are reported train on all forget rows, at the rate that was chosen.
 
     points/KEY.json                a trial, or a run            deltas/ARM-KEY.safetensors      what a run did to the weights
     tokens/ARM-KEY/SPLIT.parquet   what a run's model said      scores/*.safetensors            weight scores, shared by the arms
@@ -119,7 +119,7 @@ def search(on: Bench, line: Line, mask: str, *, look: bool = False) -> Search | 
     done = [trial for trial in trials if trial is not None]
     if len(done) < len(trials):
         return None
-    epoch = on.settings.training.epoch(len(on.fitting))
+    epoch = on.settings.training.epoch(len(on.forget))
     return Search(line.method.name, mask, tuple(done), choose(done, epoch))
 
 

@@ -72,7 +72,7 @@ def both_distances(result: Result) -> Section:
 def trials(result: Result, on: Bench) -> Section:
     """Every trial of a learning rate."""
     rows: list[tuple[Cell, ...]] = []
-    epoch = on.settings.training.epoch(len(on.fitting))
+    epoch = on.settings.training.epoch(len(on.forget))
     for one in result.searches:
         for trial in one.trials:
             value = trial["validation_nll"]
@@ -83,17 +83,17 @@ def trials(result: Result, on: Bench) -> Section:
                     math.nan if value is None else value,
                     _number(trial, "forget_nll"),
                     _number(trial, "used"),
-                    _number(trial, "steps") / epoch,
+                    _number(trial, "steps"),
                     _remark(one, trial, epoch),
                 )
             )
     return Section(
         "How the learning rates were chosen",
         f"Every rate once, on the {len(on.fitting)} forget rows that are no validation rows, up to the budget or for at most "
-        f"{most_steps(on, len(on.fitting))} steps. Chosen: of those that spent the budget in an epoch ({epoch} steps) or more the "
-        "one after which the validation rows have the highest mean NLL; if there is none, of those that spent it at all the one of "
-        "the most steps; if none did, the highest mean NLL. No retrained model is looked at.",
-        columns=("method, mask", "lr", "NLL, validation", "NLL, trained on", "budget used", "epochs", ""),
+        f"{most_steps(on, len(on.fitting))} steps. Chosen: of those that spent the budget in {epoch} steps, an epoch of a run, or "
+        "more the one after which the validation rows have the highest mean NLL; if there is none, of those that spent it at all "
+        "the one of the most steps; if none did, the highest mean NLL. No retrained model is looked at.",
+        columns=("method, mask", "lr", "NLL, validation", "NLL, trained on", "budget used", "steps", ""),
         rows=tuple(rows),
         remark="–: the loss was not finite.",
         folded=True,
@@ -105,7 +105,7 @@ def _remark(one: Search, trial: Mapping[str, Any], epoch: int) -> str:
     if trial["note"]:
         return "not finite"
     lacks = [] if trial["reached"] else ["budget not spent"]
-    lacks += ["less than one epoch"] if trial["steps"] < epoch else []
+    lacks += ["less than an epoch of a run"] if trial["steps"] < epoch else []
     return "; ".join([*(["chosen"] if trial["lr"] == one.lr else []), *lacks])
 
 
