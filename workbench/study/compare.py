@@ -8,19 +8,22 @@ compare:
   retrained_b: ../data/organism/retain-b  # the same with another seed: how far apart two perfect answers lie
   unlearn:                           # by name; see `study.methods`. Beside the options of `unlearn.run`:
     npo: {}
-    sam: {objective: gradient_difference, sharpness: 0.01, rates: [1e-3, 3e-3, 1e-2]}   # own rates, as many as the others'
+    sam: {objective: gradient_difference, sharpness: 0.01, rates: [3e-4, 1e-3, 3e-3]}   # own rates, as many as the others'
     npo-lora: {objective: npo, lora: {rank: 8}, masks: [none]}                          # some of the masks below
     salun: {objective: random_label, mask: {attribute: saliency, fraction: 0.5}}        # a mask of its own
-  edits: {dampen: {alpha: 5}}        # computed once, taken in part
+  edits:                             # computed once, taken in part; what they need is found on the rows, see `study.locate`
+    dampen: {alpha: 5}
+    neurons: {method: ablate_neurons, locate: {attribute: fisher_ratio, fraction: 0.1}}
+    elsewhere: {method: ablate_neurons, locate: {attribute: fisher_ratio, fraction: 0.1}, control: place}
   masks:
     none: {}
     wagle: {attribute: wagle, fraction: 0.1}
     random: {attribute: wagle, fraction: 0.1, control: matched_random}
   seeds: [0, 1, 2]
-  rates: [3e-4, 1e-3, 3e-3]          # tried once each for every method in every mask; see `compare_choice`
+  rates: [1e-4, 3e-4, 1e-3]          # tried once each for every method in every mask; see `compare_choice`
   validation: 16                     # forget rows that choose among the rates
   budget: 0.05                       # rise of the mean NLL, nats per token, on `budget_rows` retain rows, at which all stop
-  max_steps: 20
+  max_steps: 40                      # rounded up to whole epochs; who has not spent the budget by then is marked
   batch_size: 8
   budget_rows: 24
   report_rows: 64                    # retain rows that are neither trained on nor in the budget

@@ -44,10 +44,10 @@ class Settings:
     retrained: str
     retrained_b: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     validation: int = 16
     budget: float = 0.05
-    max_steps: int = 20
+    max_steps: int = 40
     batch_size: int = 8
     budget_rows: int = 24
     report_rows: int = 64
