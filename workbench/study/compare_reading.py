@@ -1,11 +1,11 @@
 """A comparison in sentences, right whichever way it came out, and what to know before quoting a number of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from workbench.report.words import listed
 from workbench.study.compare_grid import Bench
-from workbench.study.compare_plan import RETRAINED_B, UNTOUCHED
+from workbench.study.compare_plan import RETRAINED, RETRAINED_B, UNTOUCHED
 from workbench.study.compare_result import Result, Told
 from workbench.study.compare_tests import LEVEL, Compared, Versus, by_kind, untwinned
 
@@ -15,7 +15,9 @@ def reading(result: Result, compared: Compared, on: Bench) -> str:
     said = _done(result, on)
     if not result.told:
         return " ".join([*said, "No arm has been run yet."])
-    return " ".join([*said, *_near(result), *_front(result), *_masks(compared)])
+    nll = {one.name: one.forget_nll.value for one in result.told}
+    far = _far(nll, result.baselines[RETRAINED].forget_nll.value)
+    return " ".join([*said, *_near(result), far, *_front(result), *_masks(compared)])
 
 
 def _done(result: Result, on: Bench) -> list[str]:
@@ -60,6 +62,13 @@ def _near(result: Result) -> list[str]:
     return said
 
 
+def _far(nll: Mapping[str, float], gold: float) -> str:
+    """Which arms drove the true answers farthest away, and where a model is that never saw them."""
+    most = sorted(nll, key=lambda name: -nll[name])[:3]
+    named = listed(f"{name} ({nll[name]:.2f})" for name in most)
+    return f"The forget answers were driven farthest by {named}, in nats per token; in the retrained model they are at {gold:.2f}."
+
+
 def _are(some: Sequence[Told], every: Sequence[Told]) -> str:
     if not some:
         return "is none"
@@ -82,15 +91,20 @@ def _front(result: Result) -> list[str]:
 
 
 def _masks(compared: Compared) -> list[str]:
-    """Of how many methods a mask beats none and its random twin, after the correction for the number of tests."""
-    said = []
+    """In how many methods a mask beats none and its random twin, after the correction; masks that never do share a sentence."""
+    said, quiet = [], []
     for (mask, random), tests in by_kind(compared.tests).items():
         more, less = (_clear(tests, sign) for sign in (1, -1))
         what = "a random one with as many weights in every tensor" if random else "no mask"
-        said.append(
-            f"Inside the mask {mask!r} {len(more)} of {len(tests)} methods forgot clearly more than with {what}"
-            f"{_who(more)}, {len(less)} clearly less{_who(less)}."
-        )
+        if more or less:
+            said.append(
+                f"Inside the mask {mask!r} {len(more)} of {len(tests)} methods forgot clearly more than with {what}"
+                f"{_who(more)}, {len(less)} clearly less{_who(less)}."
+            )
+        else:
+            quiet.append(f"{mask!r} and {'a random one' if random else 'no mask'} ({len(tests)})")
+    if quiet:
+        said.append(f"No method forgot clearly more in one than in the other, of masks (and how many methods): {listed(quiet)}.")
     return said
 
 
