@@ -36,7 +36,6 @@ organism: .venv/installed  ## train the bundled models again (half an hour on tw
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade 'pip>=25'  # older ones look for a solution for half an hour
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
