@@ -92,6 +92,10 @@ def test_edits_along_a_direction(setting):
     one = {"matrix": "down", "fraction": 0.5}
     made = make_edit(model, "surgery", one | {"locate": {"layer": 0}}, forget, retain)
     assert_same_change(model, made, edit.surgery(model, down, **one))
+    unnamed = {"matrix": "gate", "fraction": 0.5, "locate": {"layer": None}}
+    assert_same_change(
+        model, make_edit(model, "surgery", unnamed, forget, retain), edit.surgery(model, at, matrix="gate", fraction=0.5)
+    )
     first = {"matrix": "gate", "choose": "all", "layers": [0]}
     assert_same_change(model, make_edit(model, "surgery", first, forget, retain), edit.surgery(model, at[0], **first))
 

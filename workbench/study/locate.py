@@ -9,7 +9,8 @@
     {method: ablate_neurons, locate: {attribute: wagle, fraction: 0.02}}      2 % of all neurons
     {method: ablate_neurons, control: place}                                  as many others of each layer, by chance
 
-Edits that take means over texts take them over the retain rows, unless the file has `texts`.
+Surgery gets a direction of every layer unless one is named, at the site its matrix reads or writes. Edits that take means over
+texts take them over the retain rows, unless the file has `texts`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,9 +73,9 @@ def make_edit(model: Model, called: str, options: Mapping[str, Any], forget: Exa
     if called != "surgery":
         return member.function(model, find_direction(model, forget, retain, **locate), **given)
     site = site_of(given.get("matrix", member.options["matrix"]))
-    if "layer" in locate:
+    if locate.get("layer") is not None:
         return member.function(model, find_direction(model, forget, retain, site, **locate), **given)
-    return member.function(model, _sweep(model, forget, retain, site, **locate).directions(), **given)
+    return member.function(model, _sweep(model, forget, retain, site, locate.get("probe", "logistic")).directions(), **given)
 
 
 def find_direction(
@@ -103,7 +104,7 @@ def find_places(
 
     Args:
         unit: one of `attribute.UNITS` gives (layer, index) of each; "layer" ranks whole layers by the mean of their neurons' and
-            their heads' scores.
+            their heads' scores, whichever part of them is then cut.
         attribute: registered, with its default options.   fraction: of all units, 0 < fraction <= 1; at least one unit.
     Raises: as the attribution.
     """
@@ -115,7 +116,7 @@ def find_places(
     return order if unit == "layer" else [divmod(i, ranking.shape[1]) for i in order]
 
 
-def _sweep(model: Model, forget: Examples, retain: Examples, site: str, probe: str = "logistic") -> ProbeSweep:
+def _sweep(model: Model, forget: Examples, retain: Examples, site: str, probe: str) -> ProbeSweep:
     """A probe at every layer, as `find_direction` has it."""
     texts = [f"{row.prompt} {row.response}" for row in (*forget, *retain)]
     labels = [True] * len(forget) + [False] * len(retain)
