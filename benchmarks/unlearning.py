@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 import workbench as wb
 from benchmarks.cases import Row, Sets, forward_backward
@@ -22,6 +24,7 @@ from workbench.core.registry import objective
 from workbench.load.batches import collate, encode_all
 from workbench.load.models import Model
 from workbench.train import AnswerTask, fit
+from workbench.unlearn.pairs import Pairing, Side, Weighting
 from workbench.unlearn.prepare import Asked, prepare, weighting_of
 from workbench.unlearn.training import Training
 
@@ -72,21 +75,36 @@ def unlearning(model: Model, sets: Sets, *, repeats: int = 5) -> Iterator[Row]:
 
 
 def unlearning_peaks(model: str, rows: int) -> list[tuple[Peak, str, str]]:
-    """Memory of NPO against plain fine-tuning on as many rows a step: a process each, beyond the model's weights."""
+    """Memory of NPO against plain fine-tuning on the same rows: a process each, beyond the model's weights."""
     npo, plain = (_alone(name, model, rows) for name in ("npo", "plain"))
-    return [(Peak(f"NPO on {model}", npo, plain), "plain fine-tuning on as many rows a step", "≤ 1.05")]
+    return [(Peak(f"NPO on {model}", npo, plain), "plain fine-tuning on the same rows", "≤ 1.05")]
+
+
+class _SameRows(AnswerTask):
+    """Plain fine-tuning on the answers of the very rows that unlearning forwards together, step by step."""
+
+    def __init__(self, model: Model, pairing: Pairing) -> None:
+        self.pairing, self.n = pairing, len(pairing)
+        super().__init__(model, [*pairing.sides[0].rows, *pairing.retain])
+
+    def __len__(self) -> int:
+        return self.n
+
+    def losses(self, chosen: Sequence[int], epoch: int) -> Float[Tensor, "example"]:
+        """Mean NLL of a forget row plus that of its retain partner."""
+        partners = [self.n + k for k in self.pairing.partners(chosen, epoch)]
+        return super().losses([*chosen, *partners], epoch).view(2, -1).sum(0)
 
 
 def _job(model: Model, sets: Sets, name: str) -> Callable[[], object]:
-    """One epoch, AdamW included, of an objective, or of fine-tuning on the answers of as many rows a step."""
+    """One epoch, AdamW included, of an objective, or of fine-tuning on the same rows."""
     n = min(len(sets.forget), len(sets.retain))
     if name != "plain":
         return lambda: wb.unlearn.run(model, sets.forget[:n], sets.retain[:n], objective=name, epochs=1, batch_size=BATCH, lr=1e-5)
-    rows = [
-        row for pair in zip(encode_all(model, sets.forget[:n]), encode_all(model, sets.retain[:n]), strict=True) for row in pair
-    ]
+    rows = [encode_all(model, part[:n]) for part in (sets.forget, sets.retain)]
+    pairing = Pairing(model, [Side(rows[0])], rows[1], Weighting(1.0, 1.0, "nll"), seed=0)
     about = Provenance("plain", model.fingerprint())
-    return lambda: fit(model, AnswerTask(model, rows), about, epochs=1, batch_size=2 * BATCH, lr=1e-5)
+    return lambda: fit(model, _SameRows(model, pairing), about, epochs=1, batch_size=BATCH, lr=1e-5)
 
 
 def _training() -> Training:
