@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,6 +108,28 @@ def existing(path: str | Path) -> Path:
         parent = next((p for p in path.parents if p.exists()), Path("."))
         raise InputError(f"{path}: no such file or folder (there is {parent}, but not below it).")
     return path
+
+
+@contextmanager
+def open_text(path: str | Path, *, encoding: str = "utf-8", newline: str | None = None) -> Iterator[TextIO]:
+    """A text file to read.
+
+    Raises: InputError if it is missing, or, while it is read, if it is not in this encoding.
+    """
+    with open(existing(path), encoding=encoding, newline=newline) as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: not a text in {encoding.removesuffix('-sig').upper()} (byte {error.object[error.start]:#04x}). "
+                "If it is a text, save it in this encoding."
+            ) from error
+
+
+def read_text(path: str | Path) -> str:
+    """The whole text in a file; InputError as `open_text`."""
+    with open_text(path) as file:
+        return file.read()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -16,7 +16,7 @@ import yaml
 
 from workbench.core.errors import DataError, InputError, unknown
 from workbench.core.picture import table
-from workbench.core.store import existing, file_sha256
+from workbench.core.store import existing, file_sha256, read_text
 from workbench.core.strict_yaml import StrictLoader
 from workbench.core.svg import percent, shorten, tag
 from workbench.load.labelled import Label, LabelledTexts, labelled
@@ -123,13 +123,11 @@ def _card(source: str | Path, root: str | Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """The card's mapping, every key and type checked."""
     try:
-        card = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
+        card = yaml.load(read_text(path), Loader=StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise DataError(f"{path}: not valid YAML: {getattr(error, 'problem', None) or 'it cannot be read'}{where}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {error}") from error
     if not isinstance(card, dict):
         raise DataError(f"{path}: expected a mapping with {', '.join(_REQUIRED)}.")
     for key in card:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from workbench.core.errors import DataError, InputError
 from workbench.core.records import Rows
-from workbench.core.store import existing
+from workbench.core.store import existing, open_text
 from workbench.load.batches import Encoded, render
 from workbench.load.datasets import json_rows, text_of
 from workbench.load.models import Model
@@ -173,7 +173,7 @@ def _row(row: Mapping[str, Any], where: str, number: int) -> Contrast:
 
 
 def _csv_rows(path: Path, hard: bool) -> Iterator[Contrast]:
-    with open(path, encoding="utf-8", newline="") as lines:
+    with open_text(path, newline="") as lines:
         reader = csv.DictReader(lines)
         columns = set(reader.fieldnames or ())
         ioi = columns >= _IOI

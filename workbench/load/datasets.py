@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.core.errors import DataError, InputError
 from workbench.core.records import Example, Examples, PreferencePair, PreferencePairs
-from workbench.core.store import existing
+from workbench.core.store import existing, open_text
 
 TOFU_HUB = "locuslab/TOFU"
 _ALIASES = {
@@ -84,7 +84,7 @@ def _tofu_file(root: Path, split: str) -> Path:
 
 def json_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Every object of a JSON lines file, with file and line for messages; DataError for a line that is none."""
-    with open(path, encoding="utf-8") as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

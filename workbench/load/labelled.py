@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.core.errors import DataError, InputError
 from workbench.core.records import Rows
-from workbench.core.store import existing
+from workbench.core.store import existing, open_text
 from workbench.load.datasets import json_rows, text_of
 
 Label = int | float | str
@@ -71,7 +71,7 @@ def _row(row: Mapping[str, Any], where: str, number: int) -> LabelledText:
 
 
 def _csv_rows(path: Path) -> Iterator[LabelledText]:
-    with open(path, encoding="utf-8-sig", newline="") as lines:  # a spreadsheet begins its file with a byte-order mark
+    with open_text(path, encoding="utf-8-sig", newline="") as lines:  # a spreadsheet begins its file with a byte-order mark
         reader = csv.DictReader(lines)
         columns = list(reader.fieldnames or ())
         if not {"text", "label"} <= set(columns):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workbench.core.errors import DataError, InputError
 from workbench.core.records import Example, Examples, Rows
-from workbench.core.store import existing
+from workbench.core.store import existing, read_text
 from workbench.load.datasets import json_rows, text_of
 from workbench.load.models import Model
 
@@ -40,7 +40,7 @@ def passages(source: str | Path) -> Passages:
         read = enumerate(json_rows(path))
         return Passages((Passage(str(row.get("id", i)), text_of(row, ("text",), where)) for i, (row, where) in read), str(path))
     if path.suffix == ".txt":
-        pieces = [" ".join(piece.split()) for piece in path.read_text(encoding="utf-8").split("\n\n")]
+        pieces = [" ".join(piece.split()) for piece in read_text(path).split("\n\n")]
         return Passages((Passage(str(i), piece) for i, piece in enumerate(p for p in pieces if p)), str(path))
     raise InputError(f"{path}: expected a .jsonl, .json or .txt file of passages.")
 

@@ -27,7 +27,7 @@ from typing import Any
 from workbench.core.errors import StudyError
 from workbench.core.records import Examples
 from workbench.core.runtime import progress
-from workbench.core.store import existing, new_file
+from workbench.core.store import new_file, read_text
 from workbench.evaluate.attacks.relearning import text_rows
 from workbench.evaluate.entity_spans import entities
 from workbench.load.datasets import json_rows, text_of
@@ -94,7 +94,7 @@ def _rows(head: Head, split: str) -> Examples:
     source = Path(head.data[split])
     if source.suffix != ".txt":
         return head.rows(split)
-    return text_rows([line for line in existing(source).read_text(encoding="utf-8").splitlines() if line.strip()], source.stem)
+    return text_rows([line for line in read_text(source).splitlines() if line.strip()], source.stem)
 
 
 def questions(path: str, forget: Examples) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from workbench.core.errors import InputError, StudyError, unknown
-from workbench.core.store import existing
+from workbench.core.store import read_text
 from workbench.core.strict_yaml import StrictLoader
 
 
@@ -56,10 +56,11 @@ def read_file(
     """The mapping in a study file, with overrides such as "arms.npo.unlearn.lr=1e-3" put in.
 
     Args: keys: what such a file holds, named in messages.
-    Raises: StudyError for a file that is no mapping, or an override below something that is none; InputError for a missing file.
+    Raises: StudyError for a file that is no mapping, or an override below something that is none; InputError for a file that is
+        missing, or no text.
     """
     try:
-        raw = yaml.load(existing(path).read_text(encoding="utf-8"), Loader=_Loader)
+        raw = yaml.load(read_text(path), Loader=_Loader)
     except yaml.YAMLError as error:
         raise StudyError(f"{path}: not valid YAML: {_problem(error)}.") from error
     if not isinstance(raw, dict):
