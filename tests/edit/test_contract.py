@@ -10,6 +10,7 @@ import workbench as wb
 from tests.edit.models import TEXTS, bits, direction, model_of, same
 from tests.tiny import tiny, tiny_sets
 from workbench import edit
+from workbench.attribute.parts import UNITS
 from workbench.core.delta import Delta, applied, apply, undo
 from workbench.core.registry import edit as registry
 
@@ -51,6 +52,8 @@ def test_every_member_has_a_case_a_test_file_and_a_public_name():
         assert member.name in edit.__all__
         assert getattr(edit, member.name) is member.function
         assert member.about["where"] in ("sets", "direction", "places")
+        wanted = (*UNITS, "layer") if member.about["where"] == "places" else ("",)
+        assert member.about["unit"] in wanted, f"@edit of {member.name}: unit says what its places are, so that studies find them"
         assert all(default is not member.function for default in member.options.values())
         assert not [key for key, default in member.options.items() if repr(default).startswith("<class 'inspect._empty'")]
 

@@ -124,7 +124,7 @@ attribution = Registry("attribution", "workbench.attribute", needs=())
 influence = Registry("influence", "workbench.attribute.data")
 example_score = Registry("example_score", "workbench.score", rows="examples")
 probe = Registry("probe", "workbench.probe", targets="classes")
-edit = Registry("edit", "workbench.edit", where="sets")
+edit = Registry("edit", "workbench.edit", where="sets", unit="")  # unit: what places are, see `study.locate`
 objective = Registry(
     "objective",
     "workbench.unlearn",

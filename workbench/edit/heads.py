@@ -14,7 +14,7 @@ from workbench.edit.places import check_control, chosen_of, elsewhere, listed
 from workbench.load.models import Model
 
 
-@edit(where="places")
+@edit(where="places", unit="head")
 def ablate_heads(
     model: Model,
     places: Sequence[Place | tuple[int, int]],

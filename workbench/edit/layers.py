@@ -22,7 +22,7 @@ from workbench.trace.changes import activation_change
 PARTS = {"attn": ("attn_out", "attn.o"), "mlp": ("mlp_out", "mlp.out")}  # what it adds, and its last linear component
 
 
-@edit(where="places")
+@edit(where="places", unit="layer")
 @torch.no_grad()
 def ablate_layers(
     model: Model,

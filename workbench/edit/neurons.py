@@ -11,7 +11,7 @@ from workbench.edit.places import check_control, chosen_of, elsewhere, listed, t
 from workbench.load.models import Model
 
 
-@edit(where="places")
+@edit(where="places", unit="neuron")
 def ablate_neurons(
     model: Model,
     places: Sequence[Place | tuple[int, int]],

@@ -21,7 +21,7 @@ from workbench.load.models import Model
 KINDS = ("noise", "zero", "project_out", "scale", "mean")
 
 
-@edit(where="places")
+@edit(where="places", unit="down_column")
 @torch.no_grad()
 def ablate_value_vectors(
     model: Model,

@@ -30,9 +30,6 @@ from workbench.load.models import Model
 from workbench.probe import ProbeSweep, fit
 from workbench.study.file import mapping
 
-UNITS = {"ablate_neurons": "neuron", "ablate_value_vectors": "down_column", "ablate_heads": "head"}
-"""What an edit's places are made of; those of `ablate_layers` are layers."""
-
 
 def read_edit(where: str, name: str, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The registered name of an edit and its options, `locate` among them where it was given.
@@ -69,7 +66,7 @@ def make_edit(model: Model, called: str, options: Mapping[str, Any], forget: Exa
     if "texts" in member.options:
         given.setdefault("texts", retain)
     if member.about["where"] == "places":
-        return member.function(model, find_places(model, forget, retain, UNITS.get(called, "layer"), **locate), **given)
+        return member.function(model, find_places(model, forget, retain, member.about["unit"], **locate), **given)
     if called != "surgery":
         return member.function(model, find_direction(model, forget, retain, **locate), **given)
     site = site_of(given.get("matrix", member.options["matrix"]))
@@ -103,8 +100,8 @@ def find_places(
     """The units whose weights have the highest mean score, highest first; of equal ones the first.
 
     Args:
-        unit: one of `attribute.UNITS` gives (layer, index) of each; "layer" ranks whole layers by the mean of their neurons' and
-            their heads' scores, whichever part of them is then cut.
+        unit: one of `attribute.parts.UNITS` gives (layer, index) of each; "layer" ranks whole layers by the mean of their neurons'
+            and their heads' scores, whichever part of them is then cut.
         attribute: registered, with its default options.   fraction: of all units, 0 < fraction <= 1; at least one unit.
     Raises: as the attribution.
     """
